@@ -1,0 +1,109 @@
+"""Every limit and default, with its unit and its reason.
+
+*Pure.* Read by every process; nothing else in the code may hide a number of this kind.
+
+Times are integer nanoseconds (``*_NS``), sizes are bytes (``*_BYTES``), limits end in ``_MAX``.
+"""
+
+from __future__ import annotations
+
+MILLISECOND_NS = 1_000_000
+SECOND_NS = 1_000_000_000
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# --- transport ---------------------------------------------------------------------------------------------------
+
+MESSAGE_BYTES_MAX = 256 * MIB
+"""Largest frame accepted from a peer; above it ZeroMQ drops the connection. Large values go by arena, not by frame."""
+
+TURN_MESSAGES_MAX = 256
+"""Messages a host handles before it persists and sends; bounds the work of one turn."""
+
+HANDSHAKE_TIMEOUT_NS = 10 * SECOND_NS
+"""A peer that connects and says nothing is dropped after this."""
+
+# --- tasks -------------------------------------------------------------------------------------------------------
+
+INLINE_BYTES_MAX = 100 * KIB
+"""Values up to this size travel inside messages; larger ones go to the arena (as in Ray, so that programs behave alike)."""
+
+PIPELINE_NS = 2 * MILLISECOND_NS
+"""Work that may wait at one leased worker: enough to hide a round trip, too little to sit behind."""
+
+PIPELINE_TASKS_MAX = 1_000
+"""Tasks outstanding at one worker, however short they are."""
+
+BATCH_TASKS_MAX = 64
+"""Tasks per message: beyond 64 the cost per task no longer falls (510 k/s measured at 64, 2-core machine)."""
+
+LEASE_IDLE_NS = 200 * MILLISECOND_NS
+"""An owner keeps an unused lease this long; a steady trickle of tasks then never asks the scheduler again."""
+
+MAX_RETRIES = 3
+"""Times a task is run again after its worker died (Ray's default)."""
+
+# --- sessions ----------------------------------------------------------------------------------------------------
+
+SWITCH_INTERVAL_S = 0.0005
+"""Python's thread switch interval in processes that run user code: at the default 5 ms a spinning thread lets an I/O
+thread in only 200 times a second."""
+
+BACKGROUND_GRACE_NS = 2 * MILLISECOND_NS
+"""The background thread takes the sockets over when the user's threads have left them alone this long."""
+
+REGISTER_TIMEOUT_NS = 20 * SECOND_NS
+"""A session gives up joining a node after this."""
+
+LINEAGE_FLUSH_NS = 200 * MILLISECOND_NS
+"""Task and object rows wait this long; those whose results were dropped meanwhile are never written."""
+
+EVENTS_MAX = 20_000
+"""Timeline events each process keeps; older ones are dropped and counted."""
+
+# --- nodes and workers -------------------------------------------------------------------------------------------
+
+HEARTBEAT_NS = 100 * MILLISECOND_NS
+"""Load reports from nodes to global schedulers."""
+
+SUSPICION_NS = 3 * SECOND_NS
+"""A node unheard of this long is given up. Far above any stall seen at 100 % CPU."""
+
+WORKER_IDLE_NS = 10 * SECOND_NS
+"""Idle workers above the number of CPUs are ended after this."""
+
+WORKER_START_TIMEOUT_NS = 20 * SECOND_NS
+"""A forked worker that has not registered after this is killed and replaced."""
+
+WORKERS_STARTING_MAX = 16
+"""Workers in the state of starting at the same time on one node."""
+
+STDERR_TAIL_LINES = 20
+"""Lines of a dead worker's stderr that its exception carries."""
+
+LOG_POLL_NS = 100 * MILLISECOND_NS
+"""How often a node looks at its workers' output files."""
+
+DRIVER_GONE_NS = 5 * SECOND_NS
+"""An embedded cluster is wholly gone this long after its driver died."""
+
+# --- objects -----------------------------------------------------------------------------------------------------
+
+ARENA_SHARE = 0.3
+"""Share of the machine's memory that a node's arena may use, also limited by the shared-memory file system."""
+
+ARENA_BYTES_MAX = 200 * GIB
+ARENA_BYTES_MIN = 64 * MIB
+
+EXTENT_BYTES = 32 * MIB
+"""Granularity of arena leases: large enough that 1 MiB values rarely ask, small enough for many clients."""
+
+CHUNK_BYTES = 1 * MIB
+"""Content-addressed chunk of a transfer: blake3 runs at full width from 16 KiB, and a lost chunk costs 1 MiB."""
+
+PULL_CREDIT_CHUNKS = 16
+"""Chunks outstanding per holder: 16 MiB covers the bandwidth-delay product of a 10 Gbit/s link at 13 ms."""
+
+ALIGN_BYTES = 64
+"""Objects and buffers start on cache lines."""

@@ -1,0 +1,190 @@
+"""Messages about objects: references between processes, room in the arena, and pulls between nodes.
+
+*Pure.*
+
+Dialogs::
+
+    borrower -> owner    HoldObjects             -> HoldsRegistered     before the sender of a ref lets go of it
+    borrower -> owner    ReleaseObjects
+    borrower -> owner    ResolveObjects          -> ObjectResolved, one by one, when each has a value
+
+    session -> node      RequestExtent           -> ExtentGranted | ExtentRefused
+    session -> node      ReturnExtents
+    session -> node      ObjectsSealed, ObjectsFreed
+    node -> session      RangesFreed             ranges inside an extent of yours that others have freed
+    session -> node      FetchObject             -> ObjectFetched | FetchFailed
+
+    node -> node         RequestManifest         -> Manifest | ObjectUnknown
+    node -> node         RequestChunks           -> Chunk, one each, with the bytes as second frame
+
+Source: OSDI'18 s4.2.3; ownership counts as in Wang et al., NSDI'21 s4.2.
+"""
+
+from __future__ import annotations
+
+from meshray.messages.base import Message, Part
+from meshray.messages.tasks import Location, Value
+
+
+class HoldObjects(Message, tag=100):
+    """borrower -> owner. I hold these objects. Answered by HoldsRegistered with the same ``cookie``. Idempotent."""
+
+    objects: list[bytes]
+    cookie: int
+
+
+class HoldsRegistered(Message, tag=101):
+    """owner -> borrower. ``lost`` names those that were freed before the hold arrived."""
+
+    cookie: int
+    lost: list[bytes]
+
+
+class ReleaseObjects(Message, tag=102):
+    """borrower -> owner. I no longer hold these objects. Idempotent."""
+
+    objects: list[bytes]
+
+
+class ResolveObjects(Message, tag=103):
+    """borrower -> owner. Tell me the values, each as soon as it is there. Idempotent; repeated while waiting."""
+
+    objects: list[bytes]
+
+
+class ObjectResolved(Message, tag=104):
+    """owner -> borrower. The object's value, or the encoded ``error`` that took its place."""
+
+    object: bytes
+    value: Value | None = None
+    error: bytes | None = None
+
+
+class RequestExtent(Message, tag=105):
+    """session -> node. I need at least ``size_bytes`` of arena in one piece. Answered with the same ``cookie``."""
+
+    size_bytes: int
+    cookie: int
+
+
+class ExtentGranted(Message, tag=106):
+    """node -> session. This range is yours to allocate in. ``populated`` bytes from its start were touched before."""
+
+    cookie: int
+    offset: int
+    size_bytes: int
+    populated_bytes: int = 0
+
+
+class ExtentRefused(Message, tag=107):
+    """node -> session. No room: what was needed, what is free, what is in use, and how large the store is."""
+
+    cookie: int
+    need_bytes: int
+    free_bytes: int
+    used_bytes: int
+    capacity_bytes: int
+    pending: bool = False
+
+
+class ReturnExtents(Message, tag=108):
+    """session -> node. These ranges hold nothing any more. Each is a whole extent, by offset."""
+
+    offsets: list[int]
+
+
+class Sealed(Part):
+    """An object that is complete: its id and where it lies in the arena."""
+
+    object: bytes
+    offset: int
+    size_bytes: int
+
+
+class ObjectsSealed(Message, tag=109):
+    """session -> node. These objects are complete and readable. A notice; nobody waits for it."""
+
+    objects: list[Sealed]
+
+
+class ObjectsFreed(Message, tag=110):
+    """owner -> node. Nobody refers to these any more; the ranges may be reused. Idempotent by object."""
+
+    objects: list[bytes]
+
+
+class RangesFreed(Message, tag=111):
+    """node -> session that holds the extent. These ranges inside your extents are free again: (offset, bytes)."""
+
+    ranges: list[tuple[int, int]]
+
+
+class FetchObject(Message, tag=112):
+    """session -> node. Bring this object from where it lies into our arena. Answered by ObjectFetched or
+    FetchFailed. Idempotent by object."""
+
+    object: bytes
+    location: Location
+    owner: str = ""
+
+
+class ObjectFetched(Message, tag=113):
+    """node -> session. The object is in our arena."""
+
+    object: bytes
+    location: Location
+
+
+class FetchFailed(Message, tag=114):
+    """node -> session. ``reason`` says which holder was asked and what went wrong."""
+
+    object: bytes
+    reason: str
+    lost: bool = False
+
+
+class RequestManifest(Message, tag=115):
+    """node -> node. What are the chunks of this object?"""
+
+    object: bytes
+
+
+class Manifest(Message, tag=116):
+    """node -> node. The object's size and the blake3 digests (32 bytes each, joined) of its chunks in order."""
+
+    object: bytes
+    size_bytes: int
+    chunk_bytes: int
+    digests: bytes
+
+
+class ObjectUnknown(Message, tag=117):
+    """node -> node. I hold no such object."""
+
+    object: bytes
+
+
+class RequestChunks(Message, tag=118):
+    """node -> node. Send these chunks (indices) of the object. The asker keeps the number outstanding below its
+    credit. Idempotent."""
+
+    object: bytes
+    chunks: list[int]
+
+
+class Chunk(Message, tag=119):
+    """node -> node. One chunk; its bytes are the message's second frame."""
+
+    object: bytes
+    chunk: int
+
+
+class HoldersDied(Message, tag=120):
+    """node -> sessions. These processes are gone: forget their holds, and fail what you wait for from them."""
+
+    processes: list[str]
+
+
+MESSAGES = (HoldObjects, HoldsRegistered, ReleaseObjects, ResolveObjects, ObjectResolved, RequestExtent, ExtentGranted,
+            ExtentRefused, ReturnExtents, ObjectsSealed, ObjectsFreed, RangesFreed, FetchObject, ObjectFetched, FetchFailed,
+            RequestManifest, Manifest, ObjectUnknown, RequestChunks, Chunk, HoldersDied)

@@ -1,0 +1,205 @@
+"""The one door to ZeroMQ: a process's socket, with every option set in one place.
+
+*Shell (zmq).* Runs in every process.
+
+1. A process has one ROUTER. It is bound at the process's endpoint, and it also connects out; a peer that we connected to
+   is addressed as ``b">" + name``, a peer that connected to us by its bare name. The two can never collide, even when
+   both sides connect at once (two plain ROUTERs would silently drop one of the pipes).
+2. A route therefore says who opened the dialog; answers go back on the route they came by, so each dialog is first in,
+   first out in both directions.
+3. Routing is mandatory: a message to a peer that is not there is reported, not dropped.
+4. Linger is bounded, high-water marks are off (every queue above has its own named limit), frames are bounded.
+5. An ipc path is never stolen from a living process: binding refuses a path that somebody answers on.
+
+Source: ZeroMQ RFC 28 (ROUTER), zmq_setsockopt(3).
+"""
+
+from __future__ import annotations
+
+import os
+import socket as stdlib_socket
+import stat
+from collections.abc import Sequence
+
+import zmq
+from zmq.backend import zmq_poll
+
+from meshray import config
+
+Route = bytes
+OUT = b">"
+_IPC_PATH_MAX = 107
+
+
+class AddressInUse(OSError):
+    """The endpoint belongs to a living process."""
+
+
+def route_to(name: str) -> Route:
+    """Return the route of a peer that we connect to."""
+    return OUT + name.encode()
+
+
+def name_of(route: Route) -> str:
+    """Return the peer's name, whichever side opened the dialog."""
+    return route.removeprefix(OUT).decode(errors="replace")
+
+
+def ipc_endpoint(directory: str, name: str) -> str:
+    """Return the ipc endpoint of process ``name`` in ``directory``; raise ValueError when the path is too long."""
+    path = os.path.join(directory, name)
+    if len(path.encode()) > _IPC_PATH_MAX:
+        raise ValueError(
+            f"run directory path is too long for a Unix socket: {path!r} has {len(path.encode())} bytes, "
+            f"at most {_IPC_PATH_MAX} are possible. Set MESHRAY_RUN_ROOT to a shorter directory"
+        )
+    return "ipc://" + path
+
+
+class Peers:
+    """One process's place in the mesh. Not thread-safe: one thread at a time may use it (see ``session.driving``)."""
+
+    def __init__(self, name: str, endpoint: str) -> None:
+        """Open the socket as ``name`` and bind it to ``endpoint`` (``ipc://`` path). Raise AddressInUse or OSError."""
+        self.name = name
+        self.endpoint = endpoint
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._socket = self._open(name)
+        self._connected: dict[Route, str] = {}
+        try:
+            self._bind(endpoint)
+        except BaseException:
+            self.close()
+            raise
+        self._interest: list[tuple[object, int]] = [(self._socket, zmq.POLLIN)]
+
+    def _open(self, name: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.IDENTITY, name.encode())
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, config.MESSAGE_BYTES_MAX)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, config.HANDSHAKE_TIMEOUT_NS // config.MILLISECOND_NS)
+        socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        return socket
+
+    def _bind(self, endpoint: str) -> None:
+        if endpoint.startswith("ipc://"):
+            refuse_living(endpoint.removeprefix("ipc://"))
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"cannot listen at {endpoint}: {error.strerror}") from error
+        if endpoint.startswith("ipc://"):
+            os.chmod(endpoint.removeprefix("ipc://"), 0o600)
+
+    def watch_fd(self, fd: int) -> None:
+        """Let ``wait`` also return when ``fd`` is readable."""
+        self._interest.append((fd, zmq.POLLIN))
+
+    def unwatch_fd(self, fd: int) -> None:
+        """Undo ``watch_fd``."""
+        self._interest.remove((fd, zmq.POLLIN))
+
+    def connect(self, name: str, endpoint: str) -> Route:
+        """Open a dialog with ``name`` at ``endpoint`` and return its route. Connecting twice is a no-op."""
+        route = OUT + name.encode()
+        known = self._connected.get(route)
+        if known == endpoint:
+            return route
+        if known is not None:
+            self.disconnect(name)
+        self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, route)
+        self._socket.connect(endpoint)
+        self._connected[route] = endpoint
+        return route
+
+    def is_connected(self, name: str) -> bool:
+        """Whether we opened a dialog with ``name``."""
+        return OUT + name.encode() in self._connected
+
+    def disconnect(self, name: str) -> None:
+        """Close the dialog that we opened with ``name``; what was not sent is dropped. Closing twice is a no-op."""
+        endpoint = self._connected.pop(OUT + name.encode(), None)
+        if endpoint is not None:
+            try:
+                self._socket.disconnect(endpoint)
+            except zmq.ZMQError as error:
+                if error.errno not in (zmq.ENOENT, zmq.ENOTSOCK):
+                    raise
+
+    def send(self, route: Route, frame: bytes, *buffers: object) -> bool:
+        """Send ``frame`` (and ``buffers``, large ones without a copy). False if the peer is not there."""
+        send = self._socket.send
+        try:
+            send(route, zmq.SNDMORE)
+            if not buffers:
+                send(frame)
+                return True
+            send(frame, zmq.SNDMORE)
+            for buffer in buffers[:-1]:
+                send(buffer, zmq.SNDMORE, copy=False)
+            send(buffers[-1], copy=False)
+            return True
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return False
+            raise
+
+    def receive(self, count_max: int) -> list[list[bytes]]:
+        """Return up to ``count_max`` waiting messages, each ``[route, frame, *buffers]``, without blocking."""
+        socket = self._socket
+        get = socket.getsockopt
+        messages: list[list[bytes]] = []
+        while len(messages) < count_max and get(zmq.EVENTS) & zmq.POLLIN:
+            message = [socket.recv(), socket.recv()]
+            while get(zmq.RCVMORE):
+                message.append(socket.recv())
+            messages.append(message)
+        return messages
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Sleep until a message or a watched fd is ready, at most ``timeout_ms`` (-1: no limit). True if something is."""
+        return bool(zmq_poll(self._interest, timeout_ms))
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close the socket, giving unsent messages ``linger_ms``, and remove the ipc path."""
+        if self._socket.closed:
+            return
+        self._socket.close(linger=linger_ms)
+        self._context.term()
+        if self.endpoint.startswith("ipc://"):
+            try:
+                os.unlink(self.endpoint.removeprefix("ipc://"))
+            except FileNotFoundError:
+                pass
+
+    @property
+    def connected(self) -> Sequence[Route]:
+        """Routes of the dialogs that we opened."""
+        return tuple(self._connected)
+
+
+def refuse_living(path: str) -> None:
+    """Remove a dead process's socket at ``path``; raise AddressInUse if somebody listens there."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise AddressInUse(f"{path} exists and is not a socket: remove it or choose another run directory")
+    except FileNotFoundError:
+        return
+    with stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            pass
+        else:
+            raise AddressInUse(f"{path} belongs to a running process: stop it, or choose another run directory")
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,3 @@
+"""The one place that states meshray's version. *Pure.*"""
+
+__version__ = "0.1.0"
