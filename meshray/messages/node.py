@@ -172,6 +172,7 @@ class ActorSpec(Part):
     methods: dict[str, int] | None = None
     groups: dict[str, int] | None = None
     prefix: bytes = b""
+    method_table: bytes = b""
 
 
 class CreateActor(Message, tag=41):

@@ -10,6 +10,7 @@ Dialogs::
 
     session -> node      RequestExtent           -> ExtentGranted | ExtentRefused
     session -> node      ReturnExtents
+    node -> session      SurplusWanted           -> ReturnExtents
     session -> node      ObjectsSealed, ObjectsFreed
     node -> session      RangesFreed             ranges inside an extent of yours that others have freed
     session -> node      FetchObject             -> ObjectFetched | FetchFailed
@@ -77,7 +78,8 @@ class ExtentGranted(Message, tag=106):
 
 
 class ExtentRefused(Message, tag=107):
-    """node -> session. No room: what was needed, what is free, what is in use, and how large the store is."""
+    """node -> session. No room: what was needed, what is free, what is in use, and how large the store is. With
+    ``pending`` the request waits for room and a final answer follows."""
 
     cookie: int
     need_bytes: int
@@ -99,6 +101,7 @@ class Sealed(Part):
     object: bytes
     offset: int
     size_bytes: int
+    owner: str = ""
 
 
 class ObjectsSealed(Message, tag=109):
@@ -108,9 +111,11 @@ class ObjectsSealed(Message, tag=109):
 
 
 class ObjectsFreed(Message, tag=110):
-    """owner -> node. Nobody refers to these any more; the ranges may be reused. Idempotent by object."""
+    """owner -> its node, and from there to ``node`` where they lie. Nobody refers to these any more; the ranges may be
+    reused, and so may those of replicas. Idempotent by object."""
 
     objects: list[bytes]
+    node: str = ""
 
 
 class RangesFreed(Message, tag=111):
@@ -185,6 +190,11 @@ class HoldersDied(Message, tag=120):
     processes: list[str]
 
 
+class SurplusWanted(Message, tag=121):
+    """node -> session. Others wait for room: return every extent that holds nothing. Answered by ReturnExtents, if
+    there are any."""
+
+
 MESSAGES = (HoldObjects, HoldsRegistered, ReleaseObjects, ResolveObjects, ObjectResolved, RequestExtent, ExtentGranted,
-            ExtentRefused, ReturnExtents, ObjectsSealed, ObjectsFreed, RangesFreed, FetchObject, ObjectFetched, FetchFailed,
-            RequestManifest, Manifest, ObjectUnknown, RequestChunks, Chunk, HoldersDied)
+            ExtentRefused, ReturnExtents, ObjectsSealed, ObjectsFreed, RangesFreed, FetchObject, ObjectFetched,
+            FetchFailed, RequestManifest, Manifest, ObjectUnknown, RequestChunks, Chunk, HoldersDied, SurplusWanted)

@@ -7,8 +7,10 @@ Dialogs::
     node -> replica      Heartbeat               load and resources; every replica gets every node's
     replica -> node      ClusterView             who else is there (names, endpoints, totals), on change
     node -> replica      PlaceDemand             spillover: where should these leases run?  -> DemandPlaced
-    node -> node         RequestRemoteLease      -> RemoteLeaseGranted | RemoteLeaseRefused
-    node -> node         ReturnRemoteLease
+    replica -> node      NodeGone                given up; also to that node itself, should it come back
+    node -> node         RequestRemoteLease      -> RemoteLeaseGranted, then RemoteLeaseReclaimed, LeaseLost
+    node -> node         ReturnRemoteLease, JobEnded
+    node -> node         CreateActor, KillActor  spilled actors (messages.node)
 
 Source: OSDI'18 s4.2.2 (bottom-up scheduling, estimated waiting time).
 """
@@ -96,9 +98,11 @@ class RemoteLeaseGranted(Message, tag=75):
 
 
 class ReturnRemoteLease(Message, tag=76):
-    """node -> granting node. The owner is done with these leases, or died."""
+    """node -> granting node. The owner is done with these leases, or died: then ``kill`` the workers, which may still
+    run its tasks. Idempotent by lease."""
 
     leases: list[int]
+    kill: bool = False
 
 
 class RemoteLeaseReclaimed(Message, tag=77):
@@ -109,10 +113,17 @@ class RemoteLeaseReclaimed(Message, tag=77):
 
 
 class NodeGone(Message, tag=78):
-    """replica -> node. This node has not been heard of for the suspicion time."""
+    """replica -> node. This node has not been heard of for the suspicion time. Sent to the node itself when it comes
+    back: everything it lends to or borrows from others is void."""
 
     node: str
 
 
-MESSAGES = (Heartbeat, ClusterView, PlaceDemand, DemandPlaced, RequestRemoteLease, RemoteLeaseGranted, ReturnRemoteLease,
-            RemoteLeaseReclaimed, NodeGone)
+class JobEnded(Message, tag=79):
+    """driver's node -> all nodes. The driver is gone: end its tasks, and its actors unless detached. Idempotent."""
+
+    job: str
+
+
+MESSAGES = (Heartbeat, ClusterView, PlaceDemand, DemandPlaced, RequestRemoteLease, RemoteLeaseGranted,
+            ReturnRemoteLease, RemoteLeaseReclaimed, NodeGone, JobEnded)

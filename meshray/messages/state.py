@@ -56,13 +56,14 @@ class ClusterStopping(Message, tag=174):
 
 
 class LogLines(Message, tag=175):
-    """node -> driver. Lines that a worker wrote. ``stream``: out or err."""
+    """node -> driver, or node -> the node of the driver. Lines that a worker wrote for ``job``. ``stream``: out or err."""
 
     name: str
     pid: int
     node: str
     stream: str
     lines: list[str]
+    job: str = ""
 
 
 class Notice(Message, tag=176):

@@ -49,11 +49,12 @@ class Value(Part):
 
 
 class Argument(Part):
-    """A resolved top-level reference argument: where it goes, its value, and its owner."""
+    """A resolved top-level reference argument: where it goes, its value, and (for a stored value) its owner."""
 
     key: int | str
     value: Value
     is_error: bool = False
+    ref: RefInfo | None = None
 
 
 class TaskEntry(Part):
@@ -68,7 +69,8 @@ class TaskEntry(Part):
 
 
 class PushTasks(Message, tag=1):
-    """owner -> worker. Run these tasks in order. Answered by TasksFinished. Retry: a task is re-pushed only after
+    """owner -> worker. Run these tasks in order. ``endpoint`` is the owner's; ``retry_exceptions`` is a pickled bool or
+    list of exception types. Answered by TasksFinished. Retry: a task is re-pushed only after
     its worker is known dead or it was recalled."""
 
     lease: int
@@ -81,6 +83,8 @@ class PushTasks(Message, tag=1):
     attempt: int = 0
     gpus: list[int] | None = None
     flags: int = 0
+    endpoint: str = ""
+    retry_exceptions: bytes | None = None
 
 
 class TaskResult(Part):
@@ -109,10 +113,12 @@ class RecallTasks(Message, tag=3):
 
 
 class TasksRecalled(Message, tag=4):
-    """worker -> owner. These will not run here; the owner may push them elsewhere."""
+    """worker -> owner. These will not run here; the owner may push them elsewhere. ``blocked``: the running task waits
+    for others, so push nothing here until it has answered."""
 
     lease: int
     seqs: list[int]
+    blocked: bool = False
 
 
 class CancelTask(Message, tag=5):
@@ -136,6 +142,7 @@ class CallEntry(Part):
     num_returns: int = 1
     args_location: Location | None = None
     group: str | None = None
+    retry_exceptions: bytes | None = None
 
 
 class CallActor(Message, tag=6):
@@ -147,6 +154,7 @@ class CallActor(Message, tag=6):
     prefix: bytes
     calls: list[CallEntry]
     job: str = ""
+    endpoint: str = ""
 
 
 class CallsRefused(Message, tag=7):

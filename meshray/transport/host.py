@@ -52,6 +52,16 @@ class Host:
         for fd in self._sources:
             peers.watch_fd(fd)
 
+    def add_source(self, fd: int, source: Source) -> None:
+        """Also take events from ``source`` when ``fd`` is readable."""
+        self._sources[fd] = source
+        self.peers.watch_fd(fd)
+
+    def remove_source(self, fd: int) -> None:
+        """Undo ``add_source``."""
+        del self._sources[fd]
+        self.peers.unwatch_fd(fd)
+
     def run(self) -> str:
         """Run until a ``Stop`` effect; return its reason."""
         while self.stopped is None:
@@ -71,7 +81,7 @@ class Host:
                 log.warning("frame from %r dropped: %s", parts[0], message.reason)
                 continue
             effects += handle(Received(parts[0], message, parts[2:]), now_ns)
-        for source in self._sources.values():
+        for source in list(self._sources.values()):
             for event in source():
                 effects += handle(event, now_ns)
         deadline_ns = self.machine.deadline_ns()

@@ -166,6 +166,14 @@ class Peers:
         """Sleep until a message or a watched fd is ready, at most ``timeout_ms`` (-1: no limit). True if something is."""
         return bool(zmq_poll(self._interest, timeout_ms))
 
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when messages may wait (edge-triggered: then ask ``has_input``)."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def has_input(self) -> bool:
+        """Whether a message waits."""
+        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket, giving unsent messages ``linger_ms``, and remove the ipc path."""
         if self._socket.closed:

@@ -1,0 +1,86 @@
+"""Every limit of the control store, with its unit and its reason.
+
+*Pure.* Read by shards and by their clients.
+"""
+
+from __future__ import annotations
+
+from meshray.config import GIB, KIB, MIB, MILLISECOND_NS, SECOND_NS
+
+KEY_BYTES_MAX = 510
+"""LMDB takes 511; an empty key it does not take."""
+
+VALUE_BYTES_MAX = 64 * MIB
+"""One row, for example a pickled function; a quarter of the largest frame. Larger values go to the object store."""
+
+WRITE_OPS_MAX = 1_000
+"""Operations in one Write: beyond 100 the cost per row no longer falls, and no turn should last longer than this."""
+
+WRITE_BYTES_MAX = 4 * MIB
+"""Bytes after which a client closes a Write and begins the next; one operation may be larger."""
+
+QUEUED_OPS_MAX = 200_000
+"""Operations that wait at one client for one shard; a client that offers more is told to slow down."""
+
+ANSWER_BYTES_MAX = 4 * MIB
+"""Bytes of rows in one answer; what is left is asked for again."""
+
+READ_KEYS_MAX = 1_000
+"""Keys in one Read."""
+
+SCAN_ROWS_MAX = 1_000
+"""Rows in one page of a Scan, whatever was asked for."""
+
+RESEND_NS = 1 * SECOND_NS
+"""A request that is not answered is sent again after this; far above a commit with its sync."""
+
+RETRY_NS = 50 * MILLISECOND_NS
+"""Pause before a request is repeated at once: the member had just started, or just learnt of a new chain."""
+
+REQUEST_TIMEOUT_NS = 60 * SECOND_NS
+"""A request is given up after this unless the caller says otherwise; well below CLIENT_FORGET_NS."""
+
+REQUEST_TIMEOUT_MAX_NS = 120 * SECOND_NS
+"""The longest timeout that a caller may choose, since a Write must not be sent again once its client is forgotten."""
+
+CLIENT_FORGET_NS = 600 * SECOND_NS
+"""A client that has not written this long is forgotten: nothing it sent can still be on the way."""
+
+CLIENT_LINGER_NS = 30 * SECOND_NS
+"""A client that closed is remembered this much longer, in case a copy of its last Write is still on the way."""
+
+CLIENTS_MAX = 100_000
+"""Clients a shard remembers, about 150 bytes each."""
+
+WATCHES_MAX = 100_000
+"""Watches that a shard keeps."""
+
+WATCH_ROWS_MAX = 100_000
+"""Rows that a watch may cover at its start."""
+
+WATCH_UNRECEIVED_MAX = 1_024
+"""Changed messages on the way to a watcher; one that is further behind is told that it lost its place."""
+
+WATCH_RECEIVED_EVERY = 128
+"""A client acknowledges after this many Changed messages, well before the shard counts it as slow."""
+
+WATCH_RENEW_NS = 2 * SECOND_NS
+"""A client renews its watches this often: a lost message, or a shard that restarted, is noticed after this."""
+
+WATCH_FORGET_NS = 30 * SECOND_NS
+"""A watch that is not renewed ends after this."""
+
+HOUSEKEEPING_NS = 60 * SECOND_NS
+"""How often a shard forgets silent clients and looks for readers that died."""
+
+MAP_BYTES = 1 * GIB
+"""Size of a new map: address space, not memory, and a sparse file. Doubled when it is full."""
+
+MAP_BYTES_MAX = 1024 * GIB
+"""Where growing ends."""
+
+KEY_PART_BYTES_MAX = 250
+"""Bytes of each half of a two-part key (namespace and name), so that both fit into one key."""
+
+DEDUP_BYTES_MAX = 64 * KIB
+"""Bytes of refused rows that an answer may carry, as it is kept for repetition; beyond it values are left out."""

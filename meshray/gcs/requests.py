@@ -1,0 +1,148 @@
+"""What a client has asked for and how it ends, and the shards it asks.
+
+*Pure.* Used by ``gcs.client`` in sessions, nodes and tools.
+
+1. A request ends exactly once, with ``Answered``: with its results, or with an error that is a value.
+2. A link's epoch only grows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from meshray.gcs import limits
+from meshray.gcs.tables import AnyRow, decode
+from meshray.machine import Connect
+from meshray.messages.node import Shard
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """Result of one operation. ``ok``: it was done, and the row has ``version``. Otherwise the row is as it is:
+    ``version`` (0: there is none) and ``value`` (None if it is too large for the answer: read it)."""
+
+    ok: bool
+    version: int
+    value: bytes | None = None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Error: nothing of what was asked in the same message was done, nor will be; ``reason`` says what to change."""
+
+    reason: str
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    """Error: the shard was silent until the timeout. ``uncertain``: a write may have been done, or still be."""
+
+    reason: str
+    uncertain: bool
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """Effect: the end of a request. ``results``: an Outcome for each operation of a write, a Row for each key of a
+    read, the rows of a scan (``more``: there are further ones); empty if there is an ``error``."""
+
+    request: int
+    results: list[Any]
+    error: Refused | Unanswered | None = None
+    more: bool = False
+
+
+class RowChanged(msgspec.Struct, frozen=True, gc=False):
+    """Effect: a watched row is now this. ``value`` None: it is gone (``version`` 0: when, was not seen)."""
+
+    watch: int
+    table: str
+    key: bytes
+    version: int
+    value: bytes | None
+
+    def row(self, kind: type[AnyRow]) -> AnyRow | None:
+        """Return the typed row, None if it is gone; raise BadRow."""
+        return None if self.value is None else decode(self.value, kind)
+
+
+class Synced(msgspec.Struct, frozen=True, gc=False):
+    """Effect: everything that ``watch`` covers has been told by RowChanged, also what is not there."""
+
+    watch: int
+
+
+class Request(msgspec.Struct, eq=False):
+    """A request that has not ended. ``left`` counts the operations, keys or shards that are still to be answered."""
+
+    number: int
+    deadline_ns: int
+    timeout_ns: int
+    left: int
+    results: list[Any]
+    limit: int = 0
+    more: bool = False
+    is_write: bool = False
+    sent: bool = False
+    ended: bool = False
+
+    def end(self, error: Refused | Unanswered | None = None) -> list[Any]:
+        """End it, if it has not ended."""
+        if self.ended:
+            return []
+        self.ended = True
+        return [Answered(self.number, [] if error else self.results, error, self.more)]
+
+
+class Link:
+    """One shard as a client knows it."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self._connected: set[tuple[str, str]] = set()
+
+    def head(self, attempt: int) -> bytes:
+        """Return the route for a write; from the third attempt on the other members are asked in turn, who tell of a
+        newer chain."""
+        return self._route(max(0, attempt - 1))
+
+    def tail(self, attempt: int) -> bytes:
+        """Return the route for everything else."""
+        return self._route(-1 - max(0, attempt - 1))
+
+    def connect(self) -> list[Connect]:
+        """Return the effects that make all members' routes valid; nothing when they are."""
+        if self._connected.issuperset(self.shard.members):
+            return []
+        new = [member for member in self.shard.members if member not in self._connected]
+        self._connected.update(new)
+        return [Connect(name, endpoint) for name, endpoint in new]
+
+    def adopt(self, shard: Shard) -> bool:
+        """Take over a newer configuration; return whether it is one."""
+        if shard.epoch <= self.shard.epoch or not shard.members:
+            return False
+        self.shard = shard
+        return True
+
+    def knows(self, route: bytes) -> bool:
+        """Whether this is the route of a member."""
+        return any(route == b">" + name.encode() for name, _ in (*self.shard.members, *self._connected))
+
+    @property
+    def names(self) -> str:
+        """The members, for people to read."""
+        return ", ".join(name for name, _ in self.shard.members)
+
+    def _route(self, place: int) -> bytes:
+        return b">" + self.shard.members[place % len(self.shard.members)][0].encode()
+
+
+def silence(link: Link, request: Request) -> Unanswered:
+    """Return the error of a request that has waited long enough."""
+    return Unanswered(
+        f"control store shard {link.names} has not answered for {request.timeout_ns / 1e9:g} s: look at its log, and "
+        "whether its process and this one are running", request.is_write and request.sent)
+
+
+def bounded_timeout_ns(timeout_ns: int) -> int:
+    """Return a timeout that is within what the shards' memory of clients allows."""
+    return min(timeout_ns, limits.REQUEST_TIMEOUT_MAX_NS)

@@ -1,0 +1,138 @@
+"""Clusters of provider ``local``: every node a set of processes of its own on this machine.
+
+*Shell (processes, files).* Runs in the command line and in tests.
+
+1. A cluster that did not start as a whole is taken down as a whole, also after Ctrl-C.
+2. ``cluster.json`` is written last: a cluster that has it was healthy.
+3. The first node is the head: it hosts the control store's shards and the global schedulers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from meshray import config
+from meshray.cluster_config import ClusterConfig
+from meshray.messages.node import Shard
+from meshray.node_config import ClusterFile, NodeConfig
+from meshray.processes import run_dirs
+from meshray.processes.launch import node_resources, start_node, stop_nodes
+
+State = Literal["absent", "running", "differs", "broken"]
+Report = Callable[[str], None]
+
+
+def state_of(cluster: ClusterConfig) -> tuple[State, list[str]]:
+    """Say whether a cluster of that name runs, and what is different or broken about it, a line each."""
+    name = cluster.cluster_name
+    if not run_dirs.is_cluster_alive(name):
+        return "absent", []
+    file = run_dirs.read_cluster_file(name)
+    if file is None:
+        return "broken", ["it is being started, or its start was interrupted"]
+    dead = [node for node, run_dir in file.nodes.items() if not run_dirs.is_node_alive(run_dir)]
+    if dead:
+        return "broken", [f"node {node} is dead" for node in dead]
+    changes = differences(file.configuration, _canonical(cluster))
+    return ("differs", changes) if changes else ("running", [])
+
+
+def start_cluster(cluster: ClusterConfig, report: Report) -> ClusterFile:
+    """Start all nodes of a cluster that is absent. Raise ClusterStartError; nothing runs then."""
+    name = cluster.cluster_name
+    run_dirs.sweep()
+    plans = _plan(cluster, run_dirs.create(name, [node.name for node in cluster.nodes]))
+    try:
+        started = []
+        for plan in plans:
+            node = start_node(plan)
+            started.append(node)
+            report(f"node {node.node_name}: {_amounts(plan)}, pid {node.pid}")
+        file = ClusterFile(cluster=name, address=started[0].endpoint, configuration=_canonical(cluster),
+                           nodes={plan.node_name: plan.run_dir for plan in plans})
+        run_dirs.write_cluster_file(file)
+    except BaseException:
+        stop_cluster(name, reason="the cluster did not start")
+        raise
+    return file
+
+
+def stop_cluster(name: str, *, reason: str = "meshray down") -> bool:
+    """End a cluster and remove all that it leaves; False if there was none."""
+    if name not in run_dirs.clusters():
+        return False
+    # The head goes last, so that the other nodes can still say goodbye to the control store.
+    file = run_dirs.read_cluster_file(name)
+    run_directories = list((file.nodes if file is not None else run_dirs.nodes_of(name)).values())
+    records = [record for run_dir in reversed(run_directories) if (record := run_dirs.read_node_file(run_dir))]
+    stop_nodes(records, reason=reason)
+    run_dirs.remove(name)
+    return True
+
+
+def differences(before: str, after: str) -> list[str]:
+    """Say what differs between two configurations in JSON, a line for each key."""
+    old, new = _flat(json.loads(before), ""), _flat(json.loads(after), "")
+    lines = []
+    for path in sorted(old.keys() | new.keys()):
+        if path not in old:
+            lines.append(f"{path}: {new[path]} is new")
+        elif path not in new:
+            lines.append(f"{path}: {old[path]} is gone")
+        elif old[path] != new[path]:
+            lines.append(f"{path}: {old[path]} runs, {new[path]} is in the file")
+    return lines
+
+
+def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeConfig]:
+    head = run_directories[cluster.nodes[0].name]
+    shards = [f"shard-{index}-0" for index in range(cluster.shards)]
+    hosted = {shard: run_dirs.endpoint(head, shard) for shard in shards}
+    schedulers = {f"scheduler-{index}": run_dirs.endpoint(head, f"scheduler-{index}")
+                  for index in range(cluster.schedulers)}
+    plans = []
+    for index, node in enumerate(cluster.nodes):
+        amounts = node_resources(
+            num_cpus=node.num_cpus, num_gpus=node.num_gpus, resources=node.resources, memory=node.memory,
+            object_store_memory=node.object_store_memory, directory=run_dirs.arena_directory(),
+            nodes=len(cluster.nodes))
+        plans.append(NodeConfig(
+            cluster=cluster.cluster_name,
+            node_name=node.name,
+            run_dir=run_directories[node.name],
+            resources=amounts,
+            object_store_bytes=int(amounts["object_store_memory"]),
+            arena_path=run_dirs.arena_path(cluster.cluster_name, node.name),
+            host_shards=hosted if index == 0 else {},
+            host_schedulers=schedulers if index == 0 else {},
+            shards=[Shard(epoch=1, members=[member]) for member in hosted.items()],
+            schedulers=schedulers,
+            durability=cluster.durability,
+            prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
+            environment=node.environment,
+        ))
+    return plans
+
+
+def _canonical(cluster: ClusterConfig) -> str:
+    return msgspec.json.encode(cluster, order="sorted").decode()
+
+
+def _flat(value: Any, path: str) -> dict[str, Any]:
+    """Return the leaves of nested lists and objects by their paths."""
+    if isinstance(value, dict):
+        pairs = [(f"{path}.{key}" if path else key, child) for key, child in value.items()]
+    elif isinstance(value, list):
+        pairs = [(f"{path}[{index}]", child) for index, child in enumerate(value)]
+    else:
+        return {path: "nothing" if value is None else value}
+    return {leaf: found for name, child in pairs for leaf, found in _flat(child, name).items()}
+
+
+def _amounts(plan: NodeConfig) -> str:
+    sizes = ("memory", "object_store_memory")
+    return ", ".join(f"{amount:g} {name}" for name, amount in plan.resources.items() if name not in sizes)

@@ -1,0 +1,117 @@
+"""The actor table as one node sees it: rows of its own actors, news for its sessions about any.
+
+*Pure.* Runs in the node process.
+
+1. The node that runs an actor writes its row at every change, and frees its name when it is dead.
+2. Sessions hear of an actor from their own node: at once if it lives here, by a watch on its row otherwise.
+3. A request about an actor that lives elsewhere is passed on to the node in its row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshray.gcs import tables
+from meshray.gcs.requests import Answered, RowChanged
+from meshray.machine import Received, Send
+from meshray.messages.gcs import DELETE, Op
+from meshray.messages.node import ActorChanged, KillActor
+from meshray.sched.events import ActorStateChanged
+
+if TYPE_CHECKING:
+    from meshray.processes.node import NodeMachine
+
+
+class NodeActors:
+    """What a node knows of actors."""
+
+    def __init__(self, node: NodeMachine) -> None:
+        self._node = node
+        self._here: dict[bytes, ActorChanged] = {}
+        """Last known state of actors that this node runs or ran."""
+        self._watchers: dict[bytes, set[bytes]] = {}
+        self._watching: set[bytes] = set()
+
+    def changed(self, change: ActorStateChanged, now_ns: int) -> list[Any]:
+        """An actor of this node changed: write its row, tell who watches."""
+        spec = change.spec
+        news = ActorChanged(spec.actor, change.state, change.incarnation, change.worker, change.endpoint,
+                            self._node.node, change.pid, change.death, change.error, change.restarts_left)
+        self._here[spec.actor] = news
+        self._watchers.setdefault(spec.actor, set()).update(self._route_of(spec.owner))
+        row = tables.ActorRow(spec, change.state, change.incarnation, self._node.node, change.worker, change.endpoint,
+                              change.pid, max(0, change.incarnation), change.death, change.error)
+        effects = self._node.write([Op(tables.ACTOR, spec.actor, tables.encode(row))], now_ns)
+        effects += [Send(route, news) for route in self._watchers[spec.actor]]
+        if change.state == "dead":
+            self._watchers.pop(spec.actor, None)
+            self._here.pop(spec.actor, None)
+            if spec.name:
+                effects += self._free_name(tables.name_key(spec.namespace, spec.name), spec.actor, now_ns)
+        return effects
+
+    def _route_of(self, owner: str) -> set[bytes]:
+        member = self._node.members.get(owner)
+        return set() if member is None else {member.route}
+
+    def _free_name(self, key: bytes, actor: bytes, now_ns: int) -> list[Any]:
+        def remove(answer: Answered, later_ns: int) -> list[Any]:
+            if answer.error is not None or answer.results[0].value != actor:
+                return []
+            return self._node.write([Op(tables.NAME, key, b"", DELETE, answer.results[0].version)], later_ns)
+
+        return self._node.read(tables.NAME, key, now_ns, remove)
+
+    def watch(self, event: Received, now_ns: int) -> list[Any]:
+        """A session wants to know about an actor, now and from now on."""
+        actor = event.message.actor
+        self._watchers.setdefault(actor, set()).add(event.route)
+        here = self._here.get(actor)
+        if here is not None:
+            return [Send(event.route, here)]
+
+        def answer(found: Answered, later_ns: int) -> list[Any]:
+            if found.error is not None or found.results[0].value is None:
+                return []
+            return [Send(event.route, self._news(found.results[0].value))]
+
+        effects = self._node.read(tables.ACTOR, actor, now_ns, answer)
+        if actor not in self._watching:
+            self._watching.add(actor)
+            effects += self._node.watch(tables.ACTOR, actor, now_ns, self._row_changed)
+        return effects
+
+    def _news(self, value: bytes) -> ActorChanged:
+        row = tables.decode(value, tables.ActorRow)
+        left = -1 if row.spec.max_restarts < 0 else max(0, row.spec.max_restarts - row.restarts)
+        return ActorChanged(row.spec.actor, row.state, row.incarnation, row.worker, row.endpoint, row.node, row.pid,
+                            row.death, row.error, left)
+
+    def _row_changed(self, change: RowChanged, now_ns: int) -> list[Any]:
+        if change.value is None or change.key in self._here:
+            return []
+        news = self._news(change.value)
+        return [Send(route, news) for route in self._watchers.get(change.key, ())]
+
+    def kill(self, event: Received, now_ns: int) -> list[Any]:
+        """End an actor: here, or pass it on to where it is."""
+        message: KillActor = event.message
+        if message.actor in self._here:
+            return self._node.schedule(event, now_ns)
+
+        def forward(found: Answered, later_ns: int) -> list[Any]:
+            if found.error is not None or found.results[0].value is None:
+                return self._node.schedule(event, later_ns)
+            row = tables.decode(found.results[0].value, tables.ActorRow)
+            if row.node == self._node.node or row.state == "dead":
+                return []
+            return self._node.to_peer(row.node, message)
+
+        return self._node.read(tables.ACTOR, message.actor, now_ns, forward)
+
+    def forget(self, route: bytes) -> None:
+        """A session is gone."""
+        for actor, watchers in list(self._watchers.items()):
+            watchers.discard(route)
+            if not watchers and actor not in self._here:
+                del self._watchers[actor]

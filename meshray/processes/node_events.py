@@ -1,0 +1,72 @@
+"""What the node's machine is told by its shell, and what it asks of it, beside messages.
+
+*Pure.* Used by ``node`` and ``node_process``.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class WorkerForked(msgspec.Struct, frozen=True, gc=False):
+    """Event: the zygote has forked the worker."""
+
+    name: str
+    pid: int
+
+
+class WorkerForkFailed(msgspec.Struct, frozen=True, gc=False):
+    """Event: the zygote could not fork."""
+
+    name: str
+    reason: str
+
+
+class WorkerExited(msgspec.Struct, frozen=True, gc=False):
+    """Event: a worker's process is gone. ``stderr`` are the last lines that it wrote."""
+
+    name: str
+    pid: int
+    code: int
+    signal: int
+    stderr: str = ""
+
+
+class DriverExited(msgspec.Struct, frozen=True, gc=False):
+    """Event: a driver's process is gone."""
+
+    name: str
+
+
+class LinesWritten(msgspec.Struct, frozen=True, gc=False):
+    """Event: a worker wrote these lines. ``stream``: out or err."""
+
+    worker: str
+    stream: str
+    lines: list[str]
+
+
+class ServiceExited(msgspec.Struct, frozen=True, gc=False):
+    """Event: one of the node's own service processes (shard, scheduler, zygote) is gone."""
+
+    name: str
+    reason: str
+
+
+class ForkWorker(msgspec.Struct, frozen=True, gc=False):
+    """Effect: have the zygote fork a worker of that name."""
+
+    name: str
+
+
+class KillWorker(msgspec.Struct, frozen=True, gc=False):
+    """Effect: have the zygote kill a worker."""
+
+    name: str
+
+
+class WatchDriver(msgspec.Struct, frozen=True, gc=False):
+    """Effect: report when the process ends (DriverExited)."""
+
+    name: str
+    pid: int

@@ -1,0 +1,94 @@
+"""The shard server: one member of a control store shard, on its socket and its disk.
+
+*Shell (zmq, lmdb, signals).* Runs in its own process, forked before any ZeroMQ context exists.
+
+1. What a turn decides is on the disk before its answers leave (``Host`` persists first; see ``gcs.storage``).
+2. The process ends in good order on Leave, on SIGTERM, and when its parent is gone; when the disk fails it ends at
+   once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterable
+
+from meshray.gcs.chain import ChainMember
+from meshray.gcs.log import Persisted, SweepReaders
+from meshray.gcs.storage import Storage, StorageFailed
+from meshray.machine import Received
+from meshray.messages.node import Leave, Shard
+from meshray.transport.host import Host
+from meshray.transport.sockets import Peers
+
+log = logging.getLogger("meshray.shard")
+
+LINGER_MS = 500
+"""How long the last answers may take to leave when the process ends."""
+
+
+def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str) -> str:
+    """Serve as member ``name`` of ``shard`` until told to stop; return the reason. Call it in a process of its own.
+
+    ``endpoint``: where to listen; ``directory``: the LMDB environment, made if need be; ``durability``: ``fsync`` or
+    ``relaxed`` (see ``gcs.storage``). Raise StorageUnusable, WrongChain or AddressInUse when it cannot start,
+    StorageFailed when the disk does not take a commit.
+    """
+    storage = Storage(directory, durability=durability)
+    try:
+        member = ChainMember(
+            name, shard, committed=storage, recovered=storage.recovered, now_ns=time.monotonic_ns()
+        )
+        peers = Peers(name, endpoint)
+        try:
+            return _serve(member, storage, peers)
+        finally:
+            peers.close(LINGER_MS)
+    finally:
+        storage.close()
+
+
+def _serve(member: ChainMember, storage: Storage, peers: Peers) -> str:
+    """Run the host until a Stop."""
+    parent = os.getppid()
+    parent_fd = os.pidfd_open(parent)
+    signal_in, signal_out = socket.socketpair()
+    for end in (signal_in, signal_out):
+        end.setblocking(False)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    interrupt_before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fd_before = signal.set_wakeup_fd(signal_out.fileno())
+
+    def parent_gone() -> Iterable[Received]:
+        return (Received(b"", Leave("parent gone")),) if os.getppid() != parent else ()
+
+    def signalled() -> Iterable[Received]:
+        try:
+            numbers = signal_in.recv(64)
+        except BlockingIOError:
+            return ()
+        return (Received(b"", Leave("SIGTERM")),) if signal.SIGTERM in numbers else ()
+
+    def sweep(_: SweepReaders) -> None:
+        storage.sweep_readers()
+
+    try:
+        host = Host(
+            member, peers, perform={Persisted: lambda effect: (effect,), SweepReaders: sweep}, persist=storage.persist,
+            sources={parent_fd: parent_gone, signal_in.fileno(): signalled},
+        )
+        log.info("%s serves epoch %d from version %d", member.name, member.shard.epoch, storage.recovered.version)
+        return host.run()
+    except StorageFailed as error:
+        log.critical("%s ends: %s", member.name, error)
+        raise
+    finally:
+        signal.set_wakeup_fd(fd_before)
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt_before)
+        signal_in.close()
+        signal_out.close()
+        os.close(parent_fd)

@@ -1,0 +1,129 @@
+"""RemoteFunction: what ``@meshray.remote`` makes of a function.
+
+*Pure* but for its session. Used by drivers and workers. ``_submit`` is the hot path (``perf/test_tasks.py``).
+
+1. A function is exported when it is first called in a session, and again if it is called in another session.
+2. ``.options()`` returns a new object; the original never changes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from meshray import config, options, serialization
+from meshray.object_ref import PENDING, ObjectRef
+from meshray.options import TaskOptions
+from meshray.session import current
+from meshray.session.records import SchedulingClass, Task
+from meshray.session.session import Session
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RemoteFunction(Generic[P, R]):
+    """A function that runs as tasks: call ``.remote(...)``, get an ``ObjectRef`` at once."""
+
+    def __init__(self, function: Callable[P, R], task_options: TaskOptions) -> None:
+        self._function = function
+        self._options = task_options
+        self._name = task_options.name or getattr(function, "__qualname__", type(function).__name__)
+        self._generation = -1
+        self._klass: SchedulingClass | None = None
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            f"remote function {self._name} cannot be called directly: use {self._name}.remote(...), "
+            f"or {self._name}.__wrapped__(...) to run it here")
+
+    def options(self, **changes: Any) -> RemoteFunction[P, R]:
+        """Return the same function with other options, for example ``f.options(num_cpus=2).remote()``."""
+        return RemoteFunction(self._function, options.change_task(self._options, changes))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFunction, (self._function, self._options)
+
+    def __repr__(self) -> str:
+        return f"RemoteFunction({self._name})"
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit a task; return its reference at once (a list of them for ``num_returns`` other than 1)."""
+        session = current._session
+        if session is None or self._generation != current.generation:
+            session = current.session()
+            self._export(session)
+        return submit(session, self._klass, args, kwargs)  # type: ignore[arg-type]
+
+    def _export(self, session: Session) -> None:
+        chosen = self._options
+        submitter = session.submitter
+        number = session.next_seq()
+        klass = SchedulingClass(
+            number, b"", self._name, options.task_resources(chosen), options.strategy_of(chosen.scheduling_strategy),
+            chosen.num_returns, retry_exceptions=options.retry_bytes(chosen.retry_exceptions),
+            max_retries=chosen.max_retries, leases={})
+
+        def ready() -> None:
+            klass.ready = True
+            submitter.pump(klass)
+
+        submitter.classes[number] = klass
+        klass.function = session.functions.export(self._function, self._name, ready)
+        self._klass = klass
+        self._generation = current.generation
+
+
+def submit(session: Session, klass: SchedulingClass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Make a task of one call and hand it to the session."""
+    context = session.context()
+    prefix, index = context.prefix(), context.next_index()
+    seq = session.next_seq()
+    returns: Any
+    if klass.num_returns == 1:
+        first = returns = ObjectRef(PENDING, None, None, prefix, index)
+        task = Task(seq, klass, prefix, index, first)
+        first._task = task
+        session.lineage.note(first, session.now_ns)
+    else:
+        returns = [ObjectRef(PENDING, None, None, prefix, index, number) for number in range(klass.num_returns)]
+        task = Task(seq, klass, prefix, index, returns)
+        task.num_returns = klass.num_returns
+        if returns:
+            returns[0]._task = task
+            session.lineage.note(returns[0], session.now_ns)
+    task.retries_left = klass.max_retries
+    task.parent_seq = context.seq
+    if args or kwargs:
+        attach_arguments(session, task, args, kwargs, klass.name)
+    if task.waits_for:
+        session.pending[seq] = task
+        session.call(lambda: session.wait_for_arguments(task))
+    else:
+        session.enqueue(klass, task)
+    return returns if klass.num_returns else None
+
+
+def attach_arguments(session: Session, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], of: Any) -> None:
+    """Serialize the arguments of ``task``: inline, or as a stored blob when they are large. ``of`` is called with them."""
+    data, buffers, slots, refs = serialization.serialize_args(args, kwargs, of=of)
+    if refs:
+        task.pins = list(refs)
+        task.refs = [session.objects.info_of(ref) for ref in refs]
+    if slots:
+        task.slots = slots
+        task.waits_for = sum(1 for _, ref in slots if ref._state == PENDING)
+    if data is None:
+        return
+    if len(data) <= config.INLINE_BYTES_MAX and not buffers:
+        task.args = data
+        return
+    packed = serialization.Serialized(data, buffers)
+    if packed.size_bytes <= config.INLINE_BYTES_MAX:
+        task.args = packed.inline()
+    else:
+        blob = session.objects.blob(task, packed)
+        task.pins = [*(task.pins or ()), blob]
+        task.blob = session.objects.value_of(blob)

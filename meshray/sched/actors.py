@@ -1,0 +1,242 @@
+"""Actors that live on this node: from creation over restarts to death.
+
+*Pure.* Runs in the node process, inside ``LocalScheduler``.
+
+1. An actor is placed when its ``place_resources`` are free, and then holds its ``run_resources`` as long as it lives.
+2. Each start has its own incarnation; what an earlier incarnation's worker says is ignored.
+3. Creation is idempotent by actor id, also when the actor was sent on to another node or is dead already.
+4. Death is told once. It is final when the actor was killed for good, left of its own will, failed in its constructor,
+   has no restarts left, or its job is over (unless it is detached).
+
+::
+
+    pending -> starting -> alive -> dead
+       ^          |          |
+       +--------- restarting -          worker died, restarts left: the next incarnation
+
+Source: OSDI'18 s4.2; life-cycle names as Ray's.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from meshray.messages.node import ActorSpec, ActorStarted, CreateActor, Death, KillActor, StartActor
+from meshray.sched import policy
+from meshray.sched.context import Context
+from meshray.sched.events import ActorStateChanged
+from meshray.sched.policy import Waiter
+from meshray.sched.pool import ACTOR, Worker
+
+PENDING = "pending"
+STARTING = "starting"
+ALIVE = "alive"
+RESTARTING = "restarting"
+DEAD = "dead"
+
+ENDED_MAX = 10_000
+"""Dead actors remembered, so that a repeated CreateActor does not bring one back; the oldest are forgotten."""
+
+
+class Actor(msgspec.Struct, eq=False):
+    """One actor of this node. ``route`` is where its creation came from, for warnings."""
+
+    spec: ActorSpec
+    route: bytes
+    state: str
+    since_ns: int
+    hops: int = 0
+    incarnation: int = 0
+    restarts: int = 0
+    worker: Worker | None = None
+    stuck: str = ""
+
+    @property
+    def restarts_left(self) -> int:
+        """Return how often it may still be restarted (-1: always)."""
+        return -1 if self.spec.max_restarts < 0 else max(0, self.spec.max_restarts - self.restarts)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a place."""
+        return self.state in (PENDING, RESTARTING)
+
+
+class Actors:
+    """All actors that this node is responsible for, and where it sent others."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.actors: dict[bytes, Actor] = {}
+        self.spilled: dict[bytes, tuple[str, str, ActorSpec]] = {}
+        """Actors sent on: actor -> (node, endpoint, spec)."""
+        self._ended: dict[bytes, None] = {}
+        self.created = 0
+
+    # --- birth ---------------------------------------------------------------------------------------------------
+
+    def create(self, route: bytes, message: CreateActor) -> None:
+        """Take an actor in; it waits for its place."""
+        spec = message.spec
+        known = self.actors.get(spec.actor)
+        if known is not None or spec.actor in self._ended or spec.actor in self.spilled:
+            return
+        self.created += 1
+        actor = Actor(spec, route, PENDING, self._context.now_ns, message.hops)
+        self.actors[spec.actor] = actor
+        if not message.hops:
+            self._tell(actor, PENDING)
+
+    def place(self) -> int:
+        """Start waiting actors whose place is free; return how many workers more could be used now."""
+        context, needed = self._context, 0
+        room = dict(context.ledger.available)
+        for actor in self.actors.values():
+            if not actor.waits or not self.may_live_here(actor):
+                continue
+            need = actor.spec.place_resources
+            if not policy.covers(room, need) or not context.ledger.fits(actor.spec.run_resources):
+                continue
+            if context.pool.idle:
+                self._start(actor)
+            else:
+                needed += 1
+            policy.subtract(room, actor.spec.run_resources)
+        return needed
+
+    def _start(self, actor: Actor) -> None:
+        context = self._context
+        worker = context.pool.take(ACTOR, context.now_ns)
+        worker.actor = actor.spec.actor
+        worker.allocation = context.ledger.take(actor.spec.run_resources)
+        actor.worker = worker
+        actor.state = STARTING
+        context.label(worker, actor.spec.class_name, actor.spec.job)
+        context.send(worker.route, StartActor(actor.spec, actor.incarnation, worker.allocation.gpus or None))
+
+    def may_live_here(self, actor: Actor) -> bool:
+        """Whether this node is large enough and is where the actor's strategy wants it."""
+        strategy = actor.spec.strategy
+        if strategy.kind == "node" and not (strategy.soft and actor.hops) and not policy.is_here(
+                strategy, self._context.node, self._context.name):
+            return False
+        if strategy.kind == "spread" and not actor.hops and self._context.view:
+            return False
+        return self._context.ledger.possible(actor.spec.place_resources) and self._context.ledger.possible(
+            actor.spec.run_resources)
+
+    def started(self, worker: Worker, message: ActorStarted) -> None:
+        """The constructor returned or failed."""
+        actor = self.actors.get(message.actor)
+        if actor is None or actor.worker is not worker or actor.state != STARTING or (
+                message.incarnation != actor.incarnation):
+            return
+        if message.error is not None:
+            self._end(actor, self._death(actor, "its constructor failed"), error=message.error)
+            self._context.stop(worker, "the actor's constructor failed", kill=False)
+        else:
+            actor.state = ALIVE
+            self._tell(actor, ALIVE)
+
+    # --- death ---------------------------------------------------------------------------------------------------
+
+    def kill(self, message: KillActor) -> None:
+        """End an actor's process now; for good if ``no_restart``."""
+        actor = self.actors.get(message.actor)
+        if actor is None:
+            sent_to = self.spilled.get(message.actor)
+            if sent_to is not None:
+                self._context.send_to(sent_to[0], sent_to[1], message)
+            return
+        worker = actor.worker
+        if message.no_restart:
+            self._end(actor, self._death(actor, message.reason))
+        if worker is not None:
+            self._context.stop(worker, message.reason, kill=True)
+
+    def worker_left(self, worker: Worker, reason: str) -> None:
+        """An actor's worker ends of its own will: that is the actor's end."""
+        actor = self.actors.get(worker.actor)
+        if actor is not None and actor.worker is worker:
+            self._end(actor, self._death(actor, reason or "ended"))
+
+    def worker_died(self, worker: Worker, death: Death) -> None:
+        """An actor's worker is gone: the next incarnation, or the end."""
+        actor = self.actors.get(worker.actor)
+        if actor is None or actor.worker is not worker:
+            return
+        if not actor.restarts_left:
+            self._end(actor, death)
+            return
+        actor.worker = None
+        actor.restarts += 1
+        actor.incarnation += 1
+        actor.state = RESTARTING
+        actor.since_ns = self._context.now_ns
+        self._tell(actor, RESTARTING, death=death)
+
+    def job_ended(self, job: str) -> None:
+        """End the actors of a job that are not detached."""
+        for actor in list(self.actors.values()):
+            if actor.spec.job == job and not actor.spec.detached:
+                self.kill(KillActor(actor.spec.actor, True, "its driver is gone"))
+        for identity, (_, _, spec) in list(self.spilled.items()):
+            if spec.job == job:
+                del self.spilled[identity]
+
+    def node_gone(self, node: str) -> None:
+        """Actors that were sent to a node that is gone are dead."""
+        for identity, (where, _, spec) in list(self.spilled.items()):
+            if where == node:
+                del self.spilled[identity]
+                self._remember(identity)
+                self._context.emit(ActorStateChanged(spec, DEAD, 0, death=Death(
+                    "", 0, node, reason=f"node {node} is gone")))
+
+    def _end(self, actor: Actor, death: Death, error: bytes | None = None) -> None:
+        del self.actors[actor.spec.actor]
+        self._remember(actor.spec.actor)
+        self._tell(actor, DEAD, death=death, error=error)
+
+    def _remember(self, identity: bytes) -> None:
+        self._ended[identity] = None
+        if len(self._ended) > ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
+
+    def _death(self, actor: Actor, reason: str) -> Death:
+        worker = actor.worker
+        return Death(worker.name if worker else "", worker.pid if worker else 0, self._context.node, reason=reason)
+
+    def _tell(self, actor: Actor, state: str, death: Death | None = None, error: bytes | None = None) -> None:
+        worker = actor.worker
+        self._context.emit(ActorStateChanged(
+            actor.spec, state, actor.incarnation, worker.name if worker else "", worker.endpoint if worker else "",
+            worker.pid if worker else 0, death, error, actor.restarts_left))
+
+    # --- moving on -----------------------------------------------------------------------------------------------
+
+    def waiting(self) -> list[Actor]:
+        """Return the actors that wait for a place."""
+        return [actor for actor in self.actors.values() if actor.waits]
+
+    def waiters(self) -> list[Waiter]:
+        """Return the actors that wait for resources of this node."""
+        return [Waiter(actor.spec.actor, "actors", 0, 0, actor.since_ns, actor.spec.place_resources, 1)
+                for actor in self.waiting() if self.may_live_here(actor)
+                and not self._context.ledger.fits(actor.spec.place_resources)]
+
+    def send_on(self, actor: Actor, node: str, endpoint: str) -> None:
+        """Another node takes this actor."""
+        identity = actor.spec.actor
+        del self.actors[identity]
+        self.spilled[identity] = (node, endpoint, actor.spec)
+        self._context.send_to(node, endpoint, CreateActor(actor.spec, actor.hops + 1))
+
+    def check(self) -> None:
+        """Assert that actors and workers agree."""
+        for identity, actor in self.actors.items():
+            assert (actor.worker is None) == actor.waits, f"actor {identity.hex()} is {actor.state}"
+            if actor.worker is not None:
+                assert actor.worker.actor == identity
+                assert actor.worker.name in self._context.pool.workers, f"actor {identity.hex()} in a dead worker"
+            assert identity not in self.spilled

@@ -1,0 +1,293 @@
+"""Owners, their claims, and the leases of this node's workers that answer them.
+
+*Pure.* Runs in the node process, inside ``LocalScheduler``.
+
+1. A claim is the last word of an owner on one scheduling class: how many leases it could use in all. Saying it again
+   changes nothing; count 0 cancels what was not granted yet.
+2. A lease belongs to one claim and to one worker; a leased worker holds the claim's resources until the lease is
+   returned or the worker is gone.
+3. A lease is asked back at most once.
+4. An owner that goes takes its claims along; workers that may still run its tasks are killed.
+
+An owner is a session of this node, or one of another node whose scheduler asks in its name (``node`` is set).
+
+Source: OSDI'18 s4.2.2; leases as in NSDI'21 s4.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import msgspec
+
+from meshray.machine import Send
+from meshray.messages.node import Death, Demand, LeaseGranted, LeaseLost, LeaseReclaimed, Strategy
+from meshray.messages.sched import RemoteLeaseGranted, RemoteLeaseReclaimed
+from meshray.sched import policy
+from meshray.sched.context import Context
+from meshray.sched.ledger import WEIGHTLESS
+from meshray.sched.policy import UNIT, Holding, Resources, Waiter
+from meshray.sched.pool import LEASED, Worker
+
+RECLAIM_PATIENCE_NS = 4 * policy.SPILL_WAIT_NS
+"""A lease asked back is counted on for this long; after that its task is a long one, and others are asked as well."""
+
+
+class Ask(msgspec.Struct, eq=False):
+    """What a claim seeks at another node: ``asked`` leases in all, of which ``held`` came."""
+
+    endpoint: str
+    asked: int
+    held: int = 0
+    progress_ns: int = 0
+
+
+class Owner(msgspec.Struct, eq=False):
+    """Somebody who asks for leases. ``nested``: a worker, whose task may be waiting for what it asks."""
+
+    name: str
+    route: bytes
+    job: str = ""
+    nested: bool = False
+    node: str = ""
+    held: int = 0
+    claims: dict[int, Claim] = {}
+
+
+class Claim(msgspec.Struct, eq=False):
+    """An owner's demand in one class, and what answers it. ``short``: leases that lack resources here, as of now."""
+
+    owner: Owner
+    klass: int
+    need: Resources
+    count: int
+    since_ns: int
+    label: str = ""
+    strategy: Strategy = Strategy()
+    backlog: int = 0
+    mean_ns: int = 0
+    input_bytes: dict[str, int] | None = None
+    leases: dict[int, Lease] = {}
+    remote: dict[str, Ask] = {}
+    short: int = 0
+    quota: int = 0
+    """Leases that a global scheduler placed here; only these run here when the strategy is spread."""
+    stuck: str = ""
+
+    @property
+    def held(self) -> int:
+        """Leases held here and elsewhere."""
+        return len(self.leases) + sum(ask.held for ask in self.remote.values())
+
+    @property
+    def missing(self) -> int:
+        """Leases wanted and not held."""
+        return max(0, self.count - self.held)
+
+
+class Lease(msgspec.Struct, eq=False):
+    """One worker lent to one claim. ``reclaimed_ns``: when it was asked back (0: not)."""
+
+    number: int
+    claim: Claim
+    worker: Worker
+    since_ns: int
+    reclaimed_ns: int = 0
+
+
+class Demands:
+    """All claims on this node and the leases it granted."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.owners: dict[str, Owner] = {}
+        self.leases: dict[int, Lease] = {}
+        self.granted = 0
+        self.lost = 0
+
+    # --- what owners say -----------------------------------------------------------------------------------------
+
+    def declare(self, owner: Owner, demand: Demand) -> Claim:
+        """Take an owner's word on one class; return the claim, which may already be over."""
+        claim = owner.claims.get(demand.klass)
+        need = {name: amount for name, amount in demand.resources.items() if amount > 0} or {WEIGHTLESS: UNIT}
+        if claim is None:
+            claim = owner.claims[demand.klass] = Claim(owner, demand.klass, need, 0, self._context.now_ns)
+        if claim.missing == 0:
+            claim.since_ns = self._context.now_ns
+        claim.need = need
+        claim.count = max(0, demand.count)
+        claim.label = demand.label
+        claim.strategy = demand.strategy
+        claim.backlog = demand.backlog
+        claim.mean_ns = demand.mean_ns
+        claim.input_bytes = demand.input_bytes
+        self.tidy(claim)
+        return claim
+
+    def tidy(self, claim: Claim) -> None:
+        """Forget a claim that wants and holds nothing."""
+        if not claim.count and not claim.leases and not claim.remote:
+            claim.owner.claims.pop(claim.klass, None)
+
+    def returned(self, number: int, *, kill: bool = False) -> None:
+        """An owner is done with a lease; its worker is free again (or is killed, if the owner may still use it)."""
+        lease = self._end(number)
+        if lease is None:
+            return
+        worker = lease.worker
+        if kill:
+            self._context.stop(worker, "its owner is gone", kill=True)
+        elif worker.state == LEASED:
+            if worker.allocation is not None:
+                self._context.ledger.give_back(worker.allocation)
+                worker.allocation = None
+            self._context.pool.rest(worker, self._context.now_ns)
+
+    def worker_died(self, worker: Worker, death: Death) -> None:
+        """Tell the owner that its lease is lost."""
+        lease = self._end(worker.lease)
+        if lease is not None:
+            self.lost += 1
+            self._context.send(lease.claim.owner.route, LeaseLost(lease.number, death))
+
+    def owner_gone(self, name: str) -> None:
+        """Drop an owner's claims; kill the workers that it may be using."""
+        owner = self.owners.pop(name, None)
+        if owner is None:
+            return
+        for claim in list(owner.claims.values()):
+            claim.count = 0
+            for number in list(claim.leases):
+                self.returned(number, kill=True)
+        owner.claims.clear()
+
+    def _end(self, number: int) -> Lease | None:
+        lease = self.leases.pop(number, None)
+        if lease is not None:
+            lease.worker.lease = 0
+            lease.claim.owner.held -= 1
+            del lease.claim.leases[number]
+            self.tidy(lease.claim)
+        return lease
+
+    # --- granting ------------------------------------------------------------------------------------------------
+
+    def claims(self) -> list[Claim]:
+        """Return every claim."""
+        return [claim for owner in self.owners.values() for claim in owner.claims.values()]
+
+    def waiting(self) -> list[Claim]:
+        """Return the claims that want more than they hold."""
+        return [claim for claim in self.claims() if claim.missing]
+
+    def grant(self) -> int:
+        """Grant what resources and idle workers allow, in turns; return how many workers more could be used now.
+
+        Work that lacks only a worker has its resources set aside in ``room``, so that nobody later in turn takes them
+        and no more workers start than resources justify."""
+        context, ledger = self._context, self._context.ledger
+        starting: Resources = {}
+        needed = 0
+        kept: set[str] = set()
+        heap = []
+        for position, claim in enumerate(self.waiting()):
+            claim.short = claim.missing
+            if self._wanted_here(claim):
+                heap.append((policy.turn(claim.owner.held, len(claim.leases), claim.since_ns), position, claim, 0))
+        heapq.heapify(heap)
+        while heap:
+            _, position, claim, pending = heapq.heappop(heap)
+            room = dict(ledger.available)
+            policy.subtract(room, starting)
+            blocked = not claim.owner.nested and not kept.isdisjoint(claim.need)
+            if blocked or not policy.covers(room, claim.need) or not ledger.fits(claim.need):
+                if policy.keeps_free(context.now_ns - claim.since_ns) and ledger.possible(claim.need):
+                    kept.update(claim.need)
+                continue
+            if context.pool.idle:
+                self._grant_one(claim)
+            else:
+                needed += 1
+                pending += 1
+                for name, amount in claim.need.items():
+                    starting[name] = starting.get(name, 0) + amount
+            claim.short -= 1
+            if self._wanted_here(claim) > pending:
+                key = policy.turn(claim.owner.held + pending, len(claim.leases) + pending, claim.since_ns)
+                heapq.heappush(heap, (key, position, claim, pending))
+        return needed
+
+    def _wanted_here(self, claim: Claim) -> int:
+        """Return how many more leases the claim may get from this node, resources aside."""
+        if not self._context.ledger.possible(claim.need):
+            return 0
+        strategy = claim.strategy
+        if strategy.kind == "node" and not claim.owner.node and not (
+                policy.is_here(strategy, self._context.node, self._context.name)
+                or (strategy.soft and claim.quota > 0):
+            return 0
+        if strategy.kind == "spread" and not claim.owner.node and self._context.view:
+            return min(claim.missing, max(0, claim.quota - len(claim.leases)))
+        return claim.missing
+
+    def _grant_one(self, claim: Claim) -> None:
+        context = self._context
+        worker = context.pool.take(LEASED, context.now_ns)
+        worker.allocation = context.ledger.take(claim.need)
+        gpus = worker.allocation.gpus or None
+        lease = Lease(context.next_lease(), claim, worker, context.now_ns)
+        worker.lease = lease.number
+        claim.leases[lease.number] = self.leases[lease.number] = lease
+        claim.since_ns = context.now_ns
+        owner = claim.owner
+        owner.held += 1
+        self.granted += 1
+        context.label(worker, claim.label, owner.job)
+        if owner.node:
+            context.send(owner.route, RemoteLeaseGranted(owner.name, claim.klass, lease.number, worker.name,
+                                                         worker.endpoint, context.node, worker.pid, gpus))
+        else:
+            context.send(owner.route, LeaseGranted(claim.klass, lease.number, worker.name, worker.endpoint,
+                                                   context.node, worker.pid, gpus))
+
+    # --- asking back ---------------------------------------------------------------------------------------------
+
+    def waiters(self) -> list[Waiter]:
+        """Return who lacks resources here, as ``grant`` found."""
+        return [Waiter((claim.owner.name, claim.klass), claim.owner.name, claim.owner.held, len(claim.leases),
+                       claim.since_ns, claim.need, min(claim.short, self._wanted_here(claim)), claim.owner.nested)
+                for claim in self.waiting() if claim.short and self._wanted_here(claim)]
+
+    def reclaim(self, waiters: list[Waiter]) -> None:
+        """Ask back what ``policy`` says others should have."""
+        now_ns = self._context.now_ns
+        room = dict(self._context.ledger.available)
+        holdings = []
+        for lease in self.leases.values():
+            allocation = lease.worker.allocation
+            if allocation is None or allocation.parked:
+                continue
+            claim = lease.claim
+            if not lease.reclaimed_ns:
+                holdings.append(Holding(lease.number, (claim.owner.name, claim.klass), claim.owner.name, claim.need,
+                                        lease.since_ns, claim.missing == 0))
+            elif now_ns - lease.reclaimed_ns < RECLAIM_PATIENCE_NS:
+                policy.subtract(room, claim.need, -1)
+        for number in policy.victims(waiters, holdings, room, now_ns):
+            lease = self.leases[number]
+            lease.reclaimed_ns = now_ns
+            owner = lease.claim.owner
+            self._context.emit(Send(owner.route, RemoteLeaseReclaimed(owner.name, number) if owner.node
+                                    else LeaseReclaimed(number)))
+
+    def check(self) -> None:
+        """Assert that claims, leases and workers agree."""
+        for owner in self.owners.values():
+            assert owner.held == sum(len(claim.leases) for claim in owner.claims.values()), f"{owner.name}: held is off"
+        for number, lease in self.leases.items():
+            assert lease.worker.lease == number, f"lease {number} and worker {lease.worker.name} disagree"
+            assert lease.claim.leases.get(number) is lease
+            assert lease.claim.owner.claims.get(lease.claim.klass) is lease.claim, f"lease {number}: claim forgotten"
+        for worker in self._context.pool.workers.values():
+            assert not worker.lease or worker.lease in self.leases, f"{worker.name} has a lease nobody knows"

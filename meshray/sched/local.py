@@ -1,0 +1,398 @@
+"""The local scheduler: leases, workers and actors of one node, and the node's place among the others.
+
+*Pure.* Runs in the node process.
+
+1. Every event is followed by one scheduling pass: place actors, grant leases, start workers, ask back, spill over.
+2. A pass never waits: what cannot be decided now is looked at again at ``deadline_ns``.
+3. Sessions are known by the route they registered on; what comes from a route nobody registered is ignored.
+4. Each ``HEARTBEAT_NS``, and sooner when it becomes full or free, the node tells every global scheduler its load.
+
+Source: OSDI'18 s4.2.2 (bottom-up scheduling).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meshray import config
+from meshray.machine import Disconnect, Received, Tick, Undeliverable
+from meshray.messages.node import (
+    ActorStarted,
+    CreateActor,
+    DeclareDemand,
+    KillActor,
+    LeaseLost,
+    ReturnLease,
+    WorkerBlocked,
+    WorkerUnblocked,
+)
+from meshray.messages.sched import (
+    ClusterView,
+    DemandPlaced,
+    Heartbeat,
+    JobEnded,
+    NodeGone,
+    NodeLoad,
+    RemoteLeaseGranted,
+    RemoteLeaseReclaimed,
+    RequestRemoteLease,
+    ReturnRemoteLease,
+)
+from meshray.sched import describe, policy
+from meshray.sched.actors import Actors
+from meshray.sched.context import Context
+from meshray.sched.demands import Demands, Owner
+from meshray.sched.events import (
+    DriverGone,
+    SessionJoined,
+    StartWorkers,
+    Transferred,
+    WorkerDied,
+    WorkerLeft,
+    WorkerStartFailed,
+)
+from meshray.sched.pool import ACTOR, IDLE, LEASED, LEAVING, Worker
+from meshray.sched.spill import Spill
+
+RECLAIM_NS = 2 * config.MILLISECOND_NS
+"""Leases are asked back at most this often."""
+
+WAITING_TICK_NS = 20 * config.MILLISECOND_NS
+"""While somebody waits for resources, the passes of time-slicing, reservation and timeouts run this often."""
+
+HEARTBEAT_MIN_NS = 10 * config.MILLISECOND_NS
+"""Heartbeats outside the rhythm are at least this far apart."""
+
+
+class LocalScheduler:
+    """The machine that the node process composes. See ``events`` for what it takes and gives beside messages."""
+
+    def __init__(self, node: str, name: str, endpoint: str, total: dict[str, int], *,
+                 schedulers: dict[str, str] | None = None, incarnation: int = 0, prestart: int = 0,
+                 pid: int = 0) -> None:
+        """``node`` is the process name, by which peers route; ``name`` what users call it; ``total`` in 1/10 000 units;
+        ``schedulers``: replica name -> endpoint; ``prestart``: task workers to have from the beginning."""
+        self._context = Context(node, name, endpoint, total, incarnation=incarnation, prestart=prestart)
+        self._demands = Demands(self._context)
+        self._actors = Actors(self._context)
+        self._spill = Spill(self._context, self._demands, self._actors)
+        self._spill.schedulers = dict(schedulers or {})
+        self._incarnation = incarnation
+        self._pid = pid
+        self._heartbeats = 0
+        self._heartbeat_ns = 0
+        self._shown: dict[str, int] = {}
+        self._reclaim_ns = 0
+        self._sweep_ns = 0
+        self._waiting = False
+        self._mean_task_ns = 0
+        self._bytes_per_s = 0
+
+    def set_schedulers(self, schedulers: dict[str, str]) -> None:
+        """Replace the list of global scheduler replicas: name -> endpoint. They hear of us at the next tick."""
+        self._spill.schedulers = dict(schedulers)
+        self._heartbeat_ns = 0
+
+    # --- the machine ---------------------------------------------------------------------------------------------
+
+    def handle(self, event: Any, now_ns: int) -> list[Any]:
+        """Take one event, schedule, return the effects in order. Messages of other dialogs are ignored."""
+        context = self._context
+        context.now_ns = now_ns
+        useful = self._take(event)
+        if now_ns - self._sweep_ns >= WAITING_TICK_NS:
+            self._sweep()
+            useful = True
+        if useful:
+            self._schedule()
+        self._heartbeat()
+        effects, context.effects = context.effects, []
+        return effects
+
+    def deadline_ns(self) -> int:
+        """When ``Tick`` is due next."""
+        rhythm_ns = self._heartbeat_ns + config.HEARTBEAT_NS if self._heartbeat_ns else 0
+        return min(rhythm_ns, self._sweep_ns + WAITING_TICK_NS) if self._waiting else rhythm_ns
+
+    def check(self) -> None:
+        """Assert every invariant of every part."""
+        self._context.ledger.check()
+        self._context.pool.check()
+        self._demands.check()
+        self._actors.check()
+        self._spill.check()
+
+    def statistics(self) -> dict[str, int]:
+        """Return counters and sizes."""
+        pool, demands = self._context.pool, self._demands
+        waiting = demands.waiting()
+        states = [worker.state for worker in pool.workers.values()]
+        return {
+            "workers_idle": states.count(IDLE), "workers_leased": states.count(LEASED),
+            "workers_actor": states.count(ACTOR), "workers_leaving": states.count(LEAVING),
+            "workers_starting": pool.starting, "leases": len(demands.leases), "leases_remote": len(self._spill.leases),
+            "leases_granted": demands.granted, "leases_lost": demands.lost, "leases_spilled": self._spill.placed,
+            "leases_missing": sum(claim.missing for claim in waiting), "owners": len(demands.owners),
+            "infeasible": sum(1 for claim in waiting if claim.stuck) + sum(
+                1 for actor in self._actors.waiting() if actor.stuck),
+            "actors": len(self._actors.actors), "actors_waiting": len(self._actors.waiting()),
+            "actors_created": self._actors.created, "nodes_known": len(self._context.view) + 1,
+        }
+
+    def describe(self) -> dict[str, list[dict[str, Any]]]:
+        """Return rows for ``status``: resources, workers, demands, leases, actors, nodes."""
+        return describe.rows(self._context, self._demands, self._actors, self._spill)
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def _take(self, event: Any) -> bool:
+        """Apply one event; False if nothing can follow from it."""
+        match event:
+            case Received():
+                return self._received(event.route, event.message)
+            case Tick():
+                return False
+            case SessionJoined():
+                self._joined(event)
+            case WorkerLeft():
+                worker = self._context.pool.workers.get(event.name)
+                if worker is not None and worker.state != LEAVING:
+                    self._actors.worker_left(worker, event.reason)
+                    self._context.pool.leaving(worker)
+            case WorkerDied():
+                self._worker_died(event)
+            case DriverGone():
+                self._driver_gone(event.name)
+            case WorkerStartFailed():
+                self._context.pool.start_failed(event.count, self._context.now_ns)
+            case Transferred():
+                rate = event.size_bytes * config.SECOND_NS // max(1, event.elapsed_ns)
+                self._bytes_per_s = policy.average(self._bytes_per_s, rate)
+                return False
+            case Undeliverable():
+                return self._undeliverable(event)
+            case _:
+                return False
+        return True
+
+    def _received(self, route: bytes, message: Any) -> bool:
+        match message:
+            case DeclareDemand() | ReturnLease() | WorkerBlocked() | WorkerUnblocked() | ActorStarted():
+                return self._from_session(route, message)
+            case CreateActor():
+                self._actors.create(route, message)
+            case KillActor():
+                self._actors.kill(message)
+            case RequestRemoteLease():
+                self._remote_demand(route, message)
+            case RemoteLeaseGranted():
+                self._spill.granted(route, message)
+            case RemoteLeaseReclaimed():
+                self._spill.reclaimed(message)
+            case ReturnRemoteLease():
+                for number in message.leases:
+                    lease = self._demands.leases.get(number)
+                    if lease is not None and lease.claim.owner.route == route:
+                        self._demands.returned(number, kill=message.kill)
+                        self._forget_remote(lease.claim.owner)
+            case LeaseLost():
+                self._spill.lost(message)
+            case DemandPlaced():
+                self._spill.answered(message)
+            case ClusterView():
+                self._cluster_view(message)
+            case NodeGone():
+                self._node_gone(message.node)
+            case JobEnded():
+                self._job_ended(message.job)
+            case _:
+                return False
+        return True
+
+    def _from_session(self, route: bytes, message: Any) -> bool:
+        owner = self._demands.owners.get(route.decode(errors="replace"))
+        worker = self._context.pool.at(route)
+        if owner is None or owner.route != route:
+            return False
+        match message:
+            case DeclareDemand():
+                if worker is not None:
+                    owner.job = worker.job
+                for demand in message.demands:
+                    if demand.mean_ns:
+                        self._mean_task_ns = policy.average(self._mean_task_ns, demand.mean_ns)
+                    self._spill.trim(self._demands.declare(owner, demand))
+            case ReturnLease():
+                for number in message.leases:
+                    lease = self._demands.leases.get(number)
+                    if lease is not None and lease.claim.owner is owner:
+                        self._demands.returned(number)
+                    elif lease is None and self._spill.owner_of(number) is owner:
+                        self._spill.returned(number)
+            case ActorStarted():
+                if worker is not None:
+                    self._actors.started(worker, message)
+            case _:
+                if worker is None or worker.allocation is None:
+                    return False
+                if type(message) is WorkerBlocked:
+                    self._context.ledger.park(worker.allocation)
+                else:
+                    self._context.ledger.resume(worker.allocation)
+        return True
+
+    def _joined(self, event: SessionJoined) -> None:
+        if event.name in self._demands.owners:
+            return
+        nested = event.kind == "worker"
+        self._demands.owners[event.name] = Owner(event.name, event.route, event.job, nested)
+        if nested:
+            self._context.pool.joined(Worker(event.name, event.route, event.pid, event.endpoint, IDLE,
+                                             self._context.now_ns))
+
+    def _worker_died(self, event: WorkerDied) -> None:
+        worker = self._context.pool.died(event.name)
+        if worker is None:
+            return
+        if worker.allocation is not None:
+            self._context.ledger.give_back(worker.allocation)
+            worker.allocation = None
+        self._demands.worker_died(worker, event.death)
+        self._actors.worker_died(worker, event.death)
+        self._owner_gone(event.name)
+
+    def _driver_gone(self, name: str) -> None:
+        owner = self._demands.owners.get(name)
+        if owner is None or owner.nested or owner.node:
+            return
+        self._owner_gone(name)
+        if owner.job:
+            self._job_ended(owner.job)
+            for load in self._context.view.values():
+                self._context.send_to(load.node, load.endpoint, JobEnded(owner.job))
+
+    def _owner_gone(self, name: str) -> None:
+        self._spill.owner_gone(name)
+        self._demands.owner_gone(name)
+
+    def _job_ended(self, job: str) -> None:
+        self._actors.job_ended(job)
+        for owner in list(self._demands.owners.values()):
+            if owner.job != job:
+                continue
+            for claim in list(owner.claims.values()):
+                claim.count = 0
+                for number in list(claim.leases):
+                    self._demands.returned(number, kill=True)
+                self._spill.trim(claim)
+            self._forget_remote(owner)
+
+    # --- other nodes ---------------------------------------------------------------------------------------------
+
+    def _remote_demand(self, route: bytes, message: RequestRemoteLease) -> None:
+        owner = self._demands.owners.get(message.owner)
+        if owner is None:
+            if not message.demand.count:
+                return
+            owner = self._demands.owners[message.owner] = Owner(message.owner, route, node=message.owner_node)
+        if owner.node == message.owner_node:
+            owner.route = route
+            owner.job = message.job
+            self._demands.declare(owner, message.demand)
+            self._forget_remote(owner)
+
+    def _forget_remote(self, owner: Owner) -> None:
+        if owner.node and not owner.claims:
+            self._demands.owners.pop(owner.name, None)
+
+    def _cluster_view(self, message: ClusterView) -> None:
+        view = self._context.view
+        changed = False
+        for load in message.nodes:
+            if load.node != self._context.node:
+                known = view.get(load.node)
+                changed |= known is None or known.total != load.total
+                view[load.node] = load
+        if changed:
+            self._spill.cluster_changed()
+        for node in message.gone:
+            if node in view:
+                self._node_gone(node)
+
+    def _node_gone(self, node: str) -> None:
+        if node == self._context.node:
+            self._declared_gone()
+            return
+        known = self._context.view.pop(node, None)
+        self._spill.node_gone(node)
+        self._actors.node_gone(node)
+        for owner in list(self._demands.owners.values()):
+            if owner.node == node:
+                self._demands.owner_gone(owner.name)
+        if known is not None:
+            self._context.emit(Disconnect(node))
+
+    def _declared_gone(self) -> None:
+        """The others gave us up while we were silent: what we lent and borrowed is void."""
+        for owner in list(self._demands.owners.values()):
+            if owner.node:
+                self._demands.owner_gone(owner.name)
+        for node in {lease.node for lease in self._spill.leases.values()}:
+            self._spill.node_gone(node)
+
+    def _undeliverable(self, event: Undeliverable) -> bool:
+        match event.message:
+            case RemoteLeaseGranted(lease=number):
+                lease = self._demands.leases.get(number)
+                if lease is not None:
+                    self._demands.returned(number)
+                    lease.claim.count = 0
+                    self._demands.tidy(lease.claim)
+                    self._forget_remote(lease.claim.owner)
+                return True
+            case _:
+                return False
+
+    def _sweep(self) -> None:
+        """Do what is due by the clock alone. Events run this too: a busy node may never see a tick."""
+        self._sweep_ns = self._context.now_ns
+        self._spill.expire()
+        for worker in self._context.pool.expired(self._context.now_ns):
+            self._context.stop(worker, "idle", kill=False)
+
+    # --- scheduling ----------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        context, now_ns = self._context, self._context.now_ns
+        needed = self._actors.place() + self._demands.grant()
+        count = context.pool.to_start(needed, now_ns)
+        if count:
+            context.emit(StartWorkers(count))
+        for claim in self._demands.waiting():
+            if claim.remote:
+                self._spill.trim(claim)
+        self._spill.seek()
+        waiters = self._demands.waiters() + self._actors.waiters()
+        self._waiting = bool(waiters or self._spill.requests or needed)
+        if waiters and now_ns - self._reclaim_ns >= RECLAIM_NS:
+            self._reclaim_ns = now_ns
+            self._demands.reclaim(waiters)
+
+    def _heartbeat(self) -> None:
+        """Report the load: in its rhythm, and at once when a resource was used up or became free again."""
+        context, now_ns = self._context, self._context.now_ns
+        elapsed_ns = now_ns - self._heartbeat_ns
+        if self._heartbeat_ns and elapsed_ns < config.HEARTBEAT_NS:
+            if elapsed_ns < HEARTBEAT_MIN_NS or not self._spill.schedulers:
+                return
+            free = context.ledger.free()
+            if all((free[name] > 0) == (self._shown.get(name, 0) > 0) for name in free):
+                return
+        self._heartbeat_ns = max(1, now_ns)
+        self._heartbeats += 1
+        self._shown = context.ledger.free()
+        queued = sum(max(claim.backlog, claim.missing) for claim in self._demands.waiting())
+        load = NodeLoad(context.node, context.name, context.endpoint, context.ledger.total, self._shown, queued,
+                        self._mean_task_ns, self._bytes_per_s, self._incarnation, self._pid)
+        for name, endpoint in self._spill.schedulers.items():
+            context.send_to(name, endpoint, Heartbeat(load, self._heartbeats))

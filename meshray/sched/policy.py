@@ -1,0 +1,319 @@
+"""Every judgement of the schedulers: who is served first, whom to ask back, when to spill, where to place.
+
+*Pure.* Functions without state, used by the local and the global scheduler. To try another policy, replace this file.
+
+1. Resources are dicts of name to 1/10 000 units; a name that is absent counts as 0.
+2. No owner starves another: whoever holds least is served first, whoever holds more than its share is asked to return.
+3. A large claim is not starved by small ones: every other ``STARVED_NS`` the resources it needs are kept free for it,
+   though never against nested tasks, on which it may itself be waiting.
+
+Source: OSDI'18 s4.2.2 (lowest estimated waiting time); Blumofe and Leiserson for the bound that greedy placement meets.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from meshray import config
+from meshray.messages.node import Strategy
+
+Resources = dict[str, int]
+
+UNIT = 10_000
+
+SPILL_WAIT_NS = 10 * config.MILLISECOND_NS
+"""Work that would wait less than this stays: finding another node costs a few round trips."""
+
+MEAN_UNKNOWN_NS = 10 * config.MILLISECOND_NS
+"""Run time assumed of a class that has not run yet."""
+
+BANDWIDTH_UNKNOWN = 1_000_000_000
+"""Bytes per second assumed between nodes that have not exchanged anything yet."""
+
+SLICE_NS = 50 * config.MILLISECOND_NS
+"""A lease held this long goes round when somebody with nothing waits for its resources."""
+
+STARVED_NS = 1 * config.SECOND_NS
+"""A claim that waited this long has its resources kept free for it, in alternate windows of this length."""
+
+VICTIMS_MAX = 64
+"""Leases asked back for one waiter in one pass."""
+
+
+class Waiter(msgspec.Struct, eq=False):
+    """A claim or actor that lacks ``short`` times ``need``."""
+
+    key: Any
+    owner: str
+    owner_held: int
+    held: int
+    since_ns: int
+    need: Resources
+    short: int
+    nested: bool = False
+
+
+class Holding(msgspec.Struct, eq=False):
+    """A lease in use. ``idle``: its owner has nothing more waiting for it."""
+
+    lease: int
+    key: Any
+    owner: str
+    need: Resources
+    since_ns: int
+    idle: bool
+
+
+class Candidate(msgspec.Struct, eq=False):
+    """A node as the global scheduler believes it to be; ``place`` books what it gives out."""
+
+    node: str
+    name: str
+    endpoint: str
+    total: Resources
+    available: Resources
+    queued: int = 0
+    mean_task_ns: int = 0
+    bytes_per_s: int = 0
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Where leases go: (node, endpoint, count). Not ``feasible``: no node can ever run it, for ``reason``."""
+
+    places: list[tuple[str, str, int]]
+    feasible: bool = True
+    reason: str = ""
+
+
+# --- arithmetic --------------------------------------------------------------------------------------------------
+
+
+def covers(room: Mapping[str, int], need: Mapping[str, int]) -> bool:
+    """Whether ``need`` fits into ``room``."""
+    return all(room.get(name, 0) >= amount for name, amount in need.items())
+
+
+def subtract(room: Resources, need: Mapping[str, int], times: int = 1) -> None:
+    """Take ``need`` out of ``room``."""
+    for name, amount in need.items():
+        room[name] = room.get(name, 0) - amount * times
+
+
+def slots(room: Mapping[str, int], need: Mapping[str, int], limit: int) -> int:
+    """Return how many times ``need`` fits into ``room``, at most ``limit``."""
+    return max(0, min(limit, min((room.get(name, 0) // amount for name, amount in need.items()), default=limit)))
+
+
+def average(old: int, sample: int) -> int:
+    """Return the exponential average with weight 1/4 on ``sample``; the first sample counts wholly."""
+    return sample if not old else (3 * old + sample) // 4
+
+
+def estimated_wait_ns(queued: int, mean_ns: int, running: int, remote_bytes: int = 0, bytes_per_s: int = 0) -> int:
+    """Return how long a task would wait: queue length x average duration / slots + remote input / bandwidth."""
+    work_ns = queued * (mean_ns or MEAN_UNKNOWN_NS) // max(1, running)
+    return work_ns + remote_bytes * config.SECOND_NS // (bytes_per_s or BANDWIDTH_UNKNOWN)
+
+
+def units(amount: int) -> str:
+    """Write an amount as the user gave it: ``4``, ``0.5``."""
+    return f"{amount / UNIT:g}"
+
+
+def shortage(need: Mapping[str, int], totals: Iterable[Mapping[str, int]]) -> str:
+    """Say why no node with these totals can run ``need``; empty if one can."""
+    nodes = list(totals)
+    if any(covers(total, need) for total in nodes):
+        return ""
+    short = []
+    for name, amount in need.items():
+        largest = max((total.get(name, 0) for total in nodes), default=0)
+        if largest < amount:
+            short.append(f"needs {units(amount)} {name}, the cluster's largest node has {units(largest)}")
+    if short:
+        return "; ".join(short)
+    wanted = ", ".join(f"{units(amount)} {name}" for name, amount in need.items())
+    return f"needs {wanted} on one node, and no node has all of them together"
+
+
+# --- the local scheduler's judgements ----------------------------------------------------------------------------
+
+
+def turn(owner_held: int, held: int, since_ns: int) -> tuple[int, int, int]:
+    """Return the sort key of a claim: the owner with the fewest leases first, then first come, first served."""
+    return owner_held, held, since_ns
+
+
+def keeps_free(waited_ns: int) -> bool:
+    """Whether a claim that does not fit has its resources kept free for it now."""
+    return (waited_ns // STARVED_NS) % 2 == 1
+
+
+def is_here(strategy: Strategy, node: str, name: str) -> bool:
+    """Whether a node-affine strategy means this node."""
+    return strategy.node in (node, name)
+
+
+def spill_count(short: int, *, backlog: int, mean_ns: int, running: int, need: Mapping[str, int],
+                elsewhere: Iterable[Mapping[str, int]]) -> int:
+    """Return how many of ``short`` leases to seek elsewhere: none when the wait here is short or the others are full,
+    else what the others have room for (``elsewhere``: their free resources)."""
+    if estimated_wait_ns(max(backlog, short), mean_ns, running) <= SPILL_WAIT_NS:
+        return 0
+    count = 0
+    for room in elsewhere:
+        count += slots(room, need, short - count)
+        if count >= short:
+            break
+    return count
+
+
+def victims(waiters: list[Waiter], holdings: list[Holding], room: Resources, now_ns: int) -> list[int]:
+    """Return the leases to ask back so that ``waiters`` get their share.
+
+    In this order: leases that their owner no longer needs; leases of those that hold at least two more than the waiter;
+    and, for a waiter with nothing at all, leases that are older than a slice. ``room`` is what is free or coming back.
+    """
+    room = dict(room)
+    free = list(holdings)
+    owners: dict[str, int] = {}
+    claims: dict[Any, int] = {}
+    for holding in free:
+        owners[holding.owner] = owners.get(holding.owner, 0) + 1
+        claims[holding.key] = claims.get(holding.key, 0) + 1
+    chosen: list[int] = []
+    for waiter in sorted(waiters, key=lambda w: turn(w.owner_held, w.held, w.since_ns)):
+        for _ in range(min(waiter.short, VICTIMS_MAX)):
+            picked: list[Holding] = []
+            while not covers(room, waiter.need):
+                holding = _victim(waiter, free, owners, claims, room, now_ns)
+                if holding is None:
+                    break
+                free.remove(holding)
+                picked.append(holding)
+                owners[holding.owner] -= 1
+                claims[holding.key] -= 1
+                subtract(room, holding.need, -1)
+            if not covers(room, waiter.need):
+                break
+            chosen += [holding.lease for holding in picked]
+            subtract(room, waiter.need)
+            owners[waiter.owner] = owners.get(waiter.owner, 0) + 1
+            claims[waiter.key] = claims.get(waiter.key, 0) + 1
+    return chosen
+
+
+def _victim(waiter: Waiter, free: list[Holding], owners: dict[str, int], claims: dict[Any, int], room: Resources,
+            now_ns: int) -> Holding | None:
+    lacking = [name for name, amount in waiter.need.items() if room.get(name, 0) < amount]
+    best: tuple[tuple[int, int, int], Holding] | None = None
+    for holding in free:
+        if holding.key == waiter.key or not any(holding.need.get(name) for name in lacking):
+            continue
+        if holding.owner == waiter.owner:
+            surplus = claims[holding.key] - claims.get(waiter.key, 0)
+        else:
+            surplus = owners[holding.owner] - owners.get(waiter.owner, 0)
+        if holding.idle:
+            rank = 0
+        elif surplus > 1:
+            rank = 1
+        elif not claims.get(waiter.key) and now_ns - holding.since_ns >= SLICE_NS:
+            rank = 2
+        else:
+            continue
+        key = (rank, -surplus, holding.since_ns)
+        if best is None or key < best[0]:
+            best = (key, holding)
+    return best[1] if best else None
+
+
+# --- the global scheduler's judgement ----------------------------------------------------------------------------
+
+
+def place(need: Mapping[str, int], count: int, nodes: list[Candidate], *, asker: str = "",
+          strategy: Strategy | None = None, mean_ns: int = 0, input_bytes: Mapping[str, int] | None = None,
+          exclude: Iterable[str] = ()) -> Placement:
+    """Choose nodes for ``count`` leases and book them. Nodes in ``exclude`` are used only if no other can."""
+    strategy = strategy or Strategy()
+    if strategy.kind == "node":
+        named = [node for node in nodes if is_here(strategy, node.node, node.name)]
+        if named and covers(named[0].total, need):
+            return _deal({named[0].node: count}, named, need)
+        if not strategy.soft:
+            return Placement([], False, f"must run on node {strategy.node!r}, which " + (
+                f"is too small: {shortage(need, [named[0].total])}" if named else "is not part of the cluster"))
+    able = [node for node in nodes if covers(node.total, need)]
+    if not able:
+        return Placement([], False, shortage(need, [node.total for node in nodes]))
+    shunned = set(exclude)
+    able = [node for node in able if node.node not in shunned] or able
+    given = dict.fromkeys((node.node for node in able), 0)
+    if strategy.kind == "spread":
+        _level(given, able, need, count)
+    else:
+        _fill(given, able, need, count, input_bytes or {})
+        left = count - sum(given.values())
+        asker_able = any(node.node == asker and covers(node.total, need) for node in nodes)
+        if left and not asker_able:
+            _queue(given, able, need, left, mean_ns, input_bytes or {})
+    return _deal(given, able, need)
+
+
+def _remote_bytes(node: Candidate, input_bytes: Mapping[str, int]) -> int:
+    return sum(size for holder, size in input_bytes.items() if holder != node.node)
+
+
+def _level(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], count: int) -> None:
+    """Spread: the node with room and the fewest of these leases gets the next one."""
+    room = {node.node: slots(node.available, need, count) for node in able}
+    heap = [(room[node.node] <= 0, 0, node.queued, node.node) for node in able]
+    heapq.heapify(heap)
+    for _ in range(count):
+        _, _, queued, name = heap[0]
+        given[name] += 1
+        heapq.heapreplace(heap, (given[name] >= room[name], given[name], queued, name))
+
+
+def _fill(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], count: int,
+          input_bytes: Mapping[str, int]) -> None:
+    """Use free slots, those with the lowest estimated waiting time first."""
+    def cost(node: Candidate) -> tuple[int, int, str]:
+        remote = _remote_bytes(node, input_bytes)
+        free = slots(node.available, need, count)
+        return estimated_wait_ns(node.queued, node.mean_task_ns, 1, remote, node.bytes_per_s), -free, node.node
+
+    for node in sorted(able, key=cost):
+        given[node.node] = slots(node.available, need, count - sum(given.values()))
+
+
+def _queue(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], count: int, mean_ns: int,
+           input_bytes: Mapping[str, int]) -> None:
+    """Nobody has room and the asker cannot run it: queue where the estimated wait is lowest."""
+    def wait(node: Candidate) -> int:
+        return estimated_wait_ns(node.queued + given[node.node] + 1, node.mean_task_ns or mean_ns,
+                                 slots(node.total, need, count), _remote_bytes(node, input_bytes), node.bytes_per_s)
+
+    by_name = {node.node: node for node in able}
+    heap = [(wait(node), node.node) for node in able]
+    heapq.heapify(heap)
+    for _ in range(count):
+        name = heap[0][1]
+        given[name] += 1
+        heapq.heapreplace(heap, (wait(by_name[name]), name))
+
+
+def _deal(given: dict[str, int], nodes: list[Candidate], need: Mapping[str, int]) -> Placement:
+    places = []
+    for node in nodes:
+        count = given.get(node.node, 0)
+        if count:
+            fitting = slots(node.available, need, count)
+            subtract(node.available, need, fitting)
+            node.queued += count - fitting
+            places.append((node.node, node.endpoint, count))
+    return Placement(places)

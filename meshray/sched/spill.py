@@ -1,0 +1,340 @@
+"""Work that should run elsewhere: asking for places, asking the places, and relaying what they answer.
+
+*Pure.* Runs in the node process, inside ``LocalScheduler``.
+
+1. At most one PlaceDemand is open per claim or actor. On silence the same request goes to the next replica.
+2. For each claim: leases asked for elsewhere and not held <= leases that it misses; what is no longer needed is
+   taken back from the node that was asked.
+3. A lease of another node is known here from its grant until it is returned or lost; each is told its owner once.
+4. Only claims of this node's own sessions spill; what was placed here stays.
+
+Source: OSDI'18 s4.2.2 (bottom-up: the global scheduler sees only what the local one cannot or should not run).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from meshray import config
+from meshray.messages.node import Death, Demand, DemandStuck, LeaseGranted, LeaseLost, LeaseReclaimed
+from meshray.messages.sched import (
+    DemandPlaced,
+    PlaceDemand,
+    RemoteLeaseGranted,
+    RemoteLeaseReclaimed,
+    RequestRemoteLease,
+    ReturnRemoteLease,
+)
+from meshray.sched import policy
+from meshray.sched.actors import Actor, Actors
+from meshray.sched.context import Context
+from meshray.sched.demands import Ask, Claim, Demands, Owner
+from meshray.sched.events import Warn
+
+PLACE_TIMEOUT_NS = 500 * config.MILLISECOND_NS
+"""Silence after which the next replica is asked."""
+
+ASK_TIMEOUT_NS = 500 * config.MILLISECOND_NS
+"""A node that grants nothing for this long is taken off the list for the next placement."""
+
+PLACE_PAUSE_NS = 100 * config.MILLISECOND_NS
+"""Between two placements for the same claim or actor when the first one brought nothing."""
+
+STUCK_PAUSE_NS = 2 * config.SECOND_NS
+"""Between two placements of what no node can satisfy; a change of the cluster ends the pause."""
+
+HOPS_MAX = 3
+"""Times an actor is sent on before it queues where it is."""
+
+
+class Request(msgspec.Struct, eq=False):
+    """An open PlaceDemand. ``key`` is a claim's or an actor's."""
+
+    message: PlaceDemand
+    key: Any
+    sent_ns: int
+
+
+class RemoteLease(msgspec.Struct, eq=False):
+    """A lease that another node granted to one of our sessions."""
+
+    claim: Claim
+    node: str
+    worker: str
+    pid: int
+
+
+class Spill:
+    """All dialogs about placement with replicas and other nodes, on the asking side."""
+
+    def __init__(self, context: Context, demands: Demands, actors: Actors) -> None:
+        self._context = context
+        self._demands = demands
+        self._actors = actors
+        self.schedulers: dict[str, str] = {}
+        self.requests: dict[int, Request] = {}
+        self.leases: dict[int, RemoteLease] = {}
+        self.placed = 0
+        self._open: dict[Any, int] = {}
+        self._not_before_ns: dict[Any, int] = {}
+        self._shunned: dict[Any, list[str]] = {}
+        self._number = 0
+        self._replica = 0
+
+    # --- asking for places ---------------------------------------------------------------------------------------
+
+    def seek(self) -> None:
+        """Ask for places for everything that cannot or should not wait here."""
+        for claim in self._demands.waiting():
+            if not claim.owner.node:
+                self._seek_claim(claim)
+        for actor in self._actors.waiting():
+            self._seek_actor(actor)
+
+    def _seek_claim(self, claim: Claim) -> None:
+        key = (claim.owner.name, claim.klass)
+        short = claim.missing - sum(ask.asked - ask.held for ask in claim.remote.values())
+        if short <= 0 or self._resting(key):
+            return
+        if self._must_move(claim):
+            count = short if claim.strategy.kind != "spread" else short - max(0, claim.quota - len(claim.leases))
+        else:
+            count = policy.spill_count(
+                min(short, claim.short), backlog=claim.backlog, mean_ns=claim.mean_ns, running=len(claim.leases),
+                need=claim.need, elsewhere=(load.available for load in self._context.view.values()))
+        if count > 0:
+            self._ask(key, claim.need, count, PlaceDemand(
+                0, self._context.node, claim.need, count, claim.strategy, claim.mean_ns, claim.input_bytes))
+
+    def _must_move(self, claim: Claim) -> bool:
+        context, strategy = self._context, claim.strategy
+        if strategy.kind == "node" and not policy.is_here(strategy, context.node, context.name):
+            return not (strategy.soft and claim.quota)
+        if not context.ledger.possible(claim.need):
+            return True
+        return strategy.kind == "spread" and bool(context.view)
+
+    def _seek_actor(self, actor: Actor) -> None:
+        key, need = actor.spec.actor, actor.spec.place_resources
+        if self._resting(key) or actor.hops >= HOPS_MAX:
+            return
+        if self._actors.may_live_here(actor) and (self._context.ledger.fits(need) or not any(
+                policy.covers(load.available, need) for load in self._context.view.values())):
+            return
+        need = {name: max(need.get(name, 0), actor.spec.run_resources.get(name, 0))
+                for name in need.keys() | actor.spec.run_resources.keys()}
+        self._ask(key, need, 1, PlaceDemand(0, self._context.node, need, 1, actor.spec.strategy))
+
+    def _resting(self, key: Any) -> bool:
+        return key in self._open or self._context.now_ns < self._not_before_ns.get(key, 0)
+
+    def _ask(self, key: Any, need: policy.Resources, count: int, message: PlaceDemand) -> None:
+        if not self.schedulers:
+            self._alone(key, need, message)
+            return
+        self._number += 1
+        exclude = self._shunned.pop(key, None)
+        message = msgspec.structs.replace(message, request=self._number, exclude=exclude)
+        self.requests[self._number] = Request(message, key, self._context.now_ns)
+        self._open[key] = self._number
+        self._send_request(self.requests[self._number])
+
+    def _alone(self, key: Any, need: policy.Resources, message: PlaceDemand) -> None:
+        """No global scheduler: this node is the cluster."""
+        context = self._context
+        placement = policy.place(need, message.count, [policy.Candidate(
+            context.node, context.name, context.endpoint, dict(context.ledger.total), dict(context.ledger.available))],
+            asker=context.node, strategy=message.strategy)
+        places = [(context.node, context.endpoint, message.count)] if placement.feasible else []
+        self._take_places(key, places, placement.feasible, placement.reason)
+
+    def _send_request(self, request: Request) -> None:
+        names = list(self.schedulers)
+        name = names[self._replica % len(names)]
+        self._context.send_to(name, self.schedulers[name], request.message)
+
+    def answered(self, message: DemandPlaced) -> None:
+        """A replica chose places."""
+        request = self.requests.pop(message.request, None)
+        if request is None:
+            return
+        self._open.pop(request.key, None)
+        self._take_places(request.key, message.places, message.feasible, message.reason)
+
+    def _take_places(self, key: Any, places: list[tuple[str, str, int]], feasible: bool, reason: str) -> None:
+        elsewhere = [place for place in places if place[0] != self._context.node]
+        if not elsewhere:
+            self._not_before_ns[key] = self._context.now_ns + (PLACE_PAUSE_NS if feasible else STUCK_PAUSE_NS)
+        if isinstance(key, bytes):
+            self._actor_placed(key, places, "" if feasible else reason)
+            return
+        claim = self._claim(*key)
+        if claim is None:
+            return
+        self._stuck(claim, "" if feasible else reason)
+        claim.quota += sum(count for node, _, count in places if node == self._context.node)
+        room = claim.missing - sum(ask.asked - ask.held for ask in claim.remote.values())
+        for node, endpoint, count in elsewhere:
+            count = min(count, room)
+            if count > 0:
+                room -= count
+                self.placed += count
+                ask = claim.remote.setdefault(node, Ask(endpoint, 0))
+                ask.asked += count
+                ask.progress_ns = self._context.now_ns
+                self._send_ask(claim, node, ask)
+
+    def _actor_placed(self, key: bytes, places: list[tuple[str, str, int]], reason: str) -> None:
+        actor = self._actors.actors.get(key)
+        if actor is None or not actor.waits:
+            return
+        if actor.stuck != reason:
+            actor.stuck = reason
+            if reason and not actor.hops:
+                self._context.emit(Warn(actor.route, f"actor {actor.spec.class_name} cannot be placed and stays "
+                                                     f"pending: {reason}"))
+        if places and places[0][0] == self._context.node:
+            actor.hops = max(actor.hops, 1)
+        elif places:
+            self.placed += 1
+            self._actors.send_on(actor, places[0][0], places[0][1])
+
+    def _stuck(self, claim: Claim, reason: str) -> None:
+        if claim.stuck != reason:
+            claim.stuck = reason
+            self._context.send(claim.owner.route, DemandStuck(claim.klass, reason))
+
+    def cluster_changed(self) -> None:
+        """Nodes came or grew: ask again for what no node could satisfy."""
+        self._not_before_ns.clear()
+
+    # --- asking the places ---------------------------------------------------------------------------------------
+
+    def _claim(self, owner: str, klass: int) -> Claim | None:
+        known = self._demands.owners.get(owner)
+        return known.claims.get(klass) if known is not None else None
+
+    def _send_ask(self, claim: Claim, node: str, ask: Ask) -> None:
+        self._context.send_to(node, ask.endpoint, RequestRemoteLease(
+            claim.owner.name, self._context.node, claim.owner.job,
+            Demand(claim.klass, claim.need, ask.asked, claim.label, claim.strategy, claim.backlog, claim.mean_ns,
+                   claim.input_bytes)))
+
+    def trim(self, claim: Claim) -> None:
+        """Take back what was asked elsewhere and is no longer missed."""
+        missing = claim.missing
+        for node, ask in list(claim.remote.items()):
+            keep = min(ask.asked - ask.held, missing)
+            missing -= keep
+            if ask.asked != ask.held + keep:
+                ask.asked = ask.held + keep
+                self._send_ask(claim, node, ask)
+            if not ask.asked:
+                del claim.remote[node]
+        self._demands.tidy(claim)
+
+    def granted(self, route: bytes, message: RemoteLeaseGranted) -> None:
+        """Another node lends a worker: pass it on, or give it back if nobody needs it."""
+        claim = self._claim(message.owner, message.klass)
+        ask = claim.remote.get(message.node) if claim is not None else None
+        if claim is None or ask is None or not claim.missing:
+            if message.lease not in self.leases:
+                self._context.send(route, ReturnRemoteLease([message.lease]))
+            return
+        if message.lease in self.leases:
+            return
+        ask.held += 1
+        ask.asked = max(ask.asked, ask.held)
+        ask.progress_ns = self._context.now_ns
+        self.leases[message.lease] = RemoteLease(claim, message.node, message.worker, message.pid)
+        self._context.send(claim.owner.route, LeaseGranted(message.klass, message.lease, message.worker,
+                                                           message.endpoint, message.node, message.pid, message.gpus))
+        self.trim(claim)
+
+    def reclaimed(self, message: RemoteLeaseReclaimed) -> None:
+        """The granting node wants a lease back."""
+        lease = self.leases.get(message.lease)
+        if lease is not None:
+            self._context.send(lease.claim.owner.route, LeaseReclaimed(message.lease))
+
+    def owner_of(self, number: int) -> Owner | None:
+        """Return whose lease of another node this is."""
+        lease = self.leases.get(number)
+        return lease.claim.owner if lease is not None else None
+
+    def returned(self, number: int, *, kill: bool = False) -> bool:
+        """An owner is done with a lease of another node; False if ``number`` is none."""
+        lease = self.leases.pop(number, None)
+        if lease is None:
+            return False
+        ask = lease.claim.remote[lease.node]
+        ask.held -= 1
+        self.trim(lease.claim)
+        self._context.send_to(lease.node, ask.endpoint, ReturnRemoteLease([number], kill))
+        return True
+
+    def lost(self, message: LeaseLost) -> None:
+        """A worker of another node died."""
+        lease = self.leases.pop(message.lease, None)
+        if lease is not None:
+            lease.claim.remote[lease.node].held -= 1
+            self.trim(lease.claim)
+            self._context.send(lease.claim.owner.route, message)
+
+    def owner_gone(self, name: str) -> None:
+        """Our session is gone: take back what was asked and return what it held elsewhere."""
+        owner = self._demands.owners.get(name)
+        if owner is None:
+            return
+        for claim in list(owner.claims.values()):
+            claim.count = 0
+            for number in [number for number, lease in self.leases.items() if lease.claim is claim]:
+                self.returned(number, kill=True)
+            self.trim(claim)
+
+    def node_gone(self, node: str) -> None:
+        """Another node is gone: its leases are lost, what was asked there is asked elsewhere."""
+        for number, lease in list(self.leases.items()):
+            if lease.node == node:
+                self.lost(LeaseLost(number, Death(lease.worker, lease.pid, node, reason=f"node {node} is gone")))
+        for claim in self._demands.claims():
+            if claim.remote.pop(node, None) is not None:
+                self._demands.tidy(claim)
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """Turn to the next replica where one is silent; turn away from nodes that grant nothing."""
+        now_ns = self._context.now_ns
+        late = [request for request in self.requests.values() if now_ns - request.sent_ns > PLACE_TIMEOUT_NS]
+        if late:
+            self._replica += 1
+        for request in late:
+            request.sent_ns = now_ns
+            if self.schedulers:
+                self._send_request(request)
+        for claim in self._demands.waiting():
+            for node, ask in list(claim.remote.items()):
+                if ask.asked > ask.held and now_ns - ask.progress_ns > ASK_TIMEOUT_NS:
+                    self._shunned.setdefault((claim.owner.name, claim.klass), []).append(node)
+                    ask.asked = ask.held
+                    self._send_ask(claim, node, ask)
+                    if not ask.asked:
+                        del claim.remote[node]
+        self._not_before_ns = {key: due for key, due in self._not_before_ns.items() if due > now_ns}
+        self._shunned = {key: nodes for key, nodes in self._shunned.items() if key[0] in self._demands.owners}
+
+    def check(self) -> None:
+        """Assert invariants 1 to 3."""
+        assert len(self._open) == len(self.requests)
+        held: dict[tuple[int, str], int] = {}
+        for lease in self.leases.values():
+            held[id(lease.claim), lease.node] = held.get((id(lease.claim), lease.node), 0) + 1
+        for claim in self._demands.claims():
+            for node, ask in claim.remote.items():
+                assert 0 <= ask.held <= ask.asked, f"{node} lent {ask.held} of {ask.asked} asked"
+                assert ask.held == held.get((id(claim), node), 0), f"{node}: {ask.held} leases held, list differs"
+            waiting = sum(ask.asked - ask.held for ask in claim.remote.values())
+            assert waiting <= claim.missing, f"{waiting} asked elsewhere, {claim.missing} missing"

@@ -1,0 +1,73 @@
+"""A session's answer to ``status``, ``list`` and ``timeline``.
+
+*Pure.* Runs in drivers and workers, in the leader.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from meshray.messages.state import DescribeSession
+from meshray.object_ref import STORED
+from meshray.session.records import PUSHED, SchedulingClass, Task
+
+if TYPE_CHECKING:
+    from meshray.session.session import Session
+
+
+def describe(session: Session, request: DescribeSession) -> bytes:
+    """Return JSON: topic -> rows."""
+    makers = {"tasks": _tasks, "objects": _objects, "timeline": _timeline}
+    rows = {topic: makers[topic](session, request.limit) for topic in request.topics if topic in makers}
+    return msgspec.json.encode(rows)
+
+
+def _tasks(session: Session, limit: int) -> list[dict[str, Any]]:
+    rows = []
+    for task in list(session.pending.values())[:limit]:
+        rows.append(_task_row(session, task))
+    executor = session.executor
+    if executor is not None:
+        for name, _started_ns, spent_ns, _kind in list(executor.events)[-(limit - len(rows)):]:
+            rows.append({"task": "", "name": name, "state": "finished", "job": session.job, "worker": session.name,
+                         "node": session.surroundings.node_name, "duration_ms": round(spent_ns / 1e6, 3)})
+    return rows
+
+
+def _task_row(session: Session, task: Task) -> dict[str, Any]:
+    klass = task.klass
+    call = not isinstance(klass, SchedulingClass)
+    lease = task.lease
+    worker = klass.worker if call else (lease.worker if lease is not None else "")
+    first = task.returns if not isinstance(task.returns, list) else (task.returns[0] if task.returns else None)
+    return {
+        "task": first.task_id().hex() if first is not None else "",
+        "name": f"{klass.name}.{task.method}" if call else klass.name,
+        "state": "running" if task.state == PUSHED else "pending",
+        "job": session.job, "worker": worker, "node": "", "duration_ms": None,
+    }
+
+
+def _objects(session: Session, limit: int) -> list[dict[str, Any]]:
+    rows = []
+    for identity, known in list(session.objects.known.items())[:limit]:
+        ref = known()
+        if ref is not None and ref._owner is None and ref._state == STORED:
+            location = ref._value.location
+            rows.append({"object": identity.hex(), "node": location.node, "size_bytes": location.size_bytes,
+                         "owner": session.name})
+    return rows
+
+
+def _timeline(session: Session, limit: int) -> list[dict[str, Any]]:
+    executor = session.executor
+    if executor is None:
+        return []
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    node = session.surroundings.node_name
+    return [{"name": name, "cat": kind, "ph": "X", "ts": (started_ns + offset_ns) / 1e3, "dur": spent_ns / 1e3,
+             "pid": node, "tid": session.name, "args": {}}
+            for name, started_ns, spent_ns, kind in list(executor.events)[-limit:]]

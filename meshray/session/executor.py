@@ -1,0 +1,375 @@
+"""Tasks in: the worker's execute loop.
+
+*Shell (runs user code, signals).* Runs in workers.
+
+1. The main thread runs user code; between tasks it leads the session. Results leave in batches, and at once when nothing
+   else is queued.
+2. A worker that blocks gives its CPU back to the node and its unstarted tasks back to their owners.
+3. A worker that still refers to a borrowed argument when its task ends registers its hold before it answers.
+4. Cancellation raises KeyboardInterrupt in user code only, never inside a turn of the session.
+
+Source: DESIGN s4.5-8; the hot path is ``run`` and ``_run_task`` (``perf/test_tasks.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from meshray import config, failures, serialization
+from meshray.ids import object_id, task_id
+from meshray.messages.node import StartActor, Unregister, WorkerBlocked, WorkerUnblocked
+from meshray.messages.tasks import (
+    Argument, CallActor, CallEntry, CancelTask, EndActor, PushTasks, RecallTasks, ReleaseReturns, TaskEntry, TaskResult, TasksFinished,
+    TasksRecalled, Value,
+)
+from meshray.object_ref import PENDING, ObjectRef
+from meshray.session.actor_host import ActorHost
+from meshray.session.context import CURRENT, TaskContext
+from meshray.session.objects import ARGUMENTS_RETURN
+from meshray.session.values import fill
+from meshray.transport.sockets import name_of
+
+if TYPE_CHECKING:
+    from meshray.session.session import Session
+
+_FLUSH_NS = config.MILLISECOND_NS
+_HOLD_TIMEOUT_NS = 30 * config.SECOND_NS
+_MEAN_WEIGHT = 8
+"""The exponential average moves by 1/8 of the difference: a few tasks suffice to follow a change."""
+
+
+class Executor:
+    """Runs pushed tasks, and hosts the actor if this worker becomes one."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.ready: deque[tuple[bytes, PushTasks, TaskEntry]] = deque()
+        self.out: deque[tuple[bytes, int, TaskResult]] = deque()
+        self.jobs: deque[Callable[[], None]] = deque()
+        """Work for the main thread other than tasks: becoming an actor, its calls, its end."""
+        self.leaving = ""
+        self.running: tuple[bytes, int, TaskContext] | None = None
+        self.actor: ActorHost | None = None
+        self.events: deque[tuple[str, int, int, str]] = deque(maxlen=config.EVENTS_MAX)
+        self.executed = 0
+        self._means: dict[bytes, int] = {}
+        self._lease_function: dict[int, bytes] = {}
+        self._returned: dict[tuple[bytes, int], list[ObjectRef]] = {}
+        self._blocked = 0
+        self._cancel_seq = 0
+        self._flushed_ns = 0
+        self._main = threading.main_thread().ident or 0
+        self._environment_gpus: list[int] | None = None
+        handlers = session._handlers
+        handlers[PushTasks] = self._on_push
+        handlers[RecallTasks] = self._on_recall
+        handlers[CancelTask] = self._on_cancel
+        handlers[ReleaseReturns] = self._on_release_returns
+        handlers[StartActor] = self._on_start_actor
+        handlers[CallActor] = lambda route, message: self._actor().on_call(route, message)
+        handlers[EndActor] = lambda route, message: self._actor().on_end(route, message)
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Run tasks until this worker leaves; return the reason."""
+        driving = self.session.driving
+        ready, jobs, out = self.ready, self.jobs, self.out
+        clock = time.monotonic_ns
+        while not self.leaving:
+            if jobs:
+                jobs.popleft()()
+            elif ready:
+                item = ready.popleft()
+                self._run_task(*item)
+                if len(out) >= config.BATCH_TASKS_MAX or (out and clock() - self._flushed_ns > _FLUSH_NS):
+                    driving.try_step()
+            else:
+                try:
+                    driving.until(self._has_work)
+                except KeyboardInterrupt:
+                    continue
+        return self.leaving
+
+    def _has_work(self) -> bool:
+        return bool(self.ready or self.jobs or self.leaving)
+
+    def _run_task(self, route: bytes, push: PushTasks, entry: TaskEntry) -> None:
+        context = TaskContext(task_id(push.prefix, entry.index), push.name, push.job, push.attempt, gpus=push.gpus,
+                              seq=entry.seq)
+        token = CURRENT.set(context)
+        self.running = (route, entry.seq, context)
+        anchors: list[ObjectRef] | None = None
+        started_ns = time.monotonic_ns()
+        try:
+            if push.gpus != self._environment_gpus:
+                self.set_gpus(push.gpus)
+            function = self.session.functions.load(push.function)
+            if entry.args is None and entry.arguments is None and entry.args_location is None:
+                value = function()
+            else:
+                args, kwargs, anchors = self.arguments(route, context.task, entry, push.endpoint)
+                value = function(*args, **kwargs)
+                del args, kwargs
+            result = (TaskResult(entry.seq) if value is None and push.num_returns == 1
+                      else self.result(route, entry.seq, context, value, push.num_returns))
+            del value
+        except BaseException as error:
+            result = self.failure(entry.seq, error, push.name, context, push.retry_exceptions)
+        finally:
+            self.running = None
+            CURRENT.reset(token)
+        ended_ns = time.monotonic_ns()
+        spent_ns = ended_ns - started_ns
+        mean_ns = self._means.get(push.function)
+        self._means[push.function] = spent_ns or 1 if mean_ns is None else mean_ns + (spent_ns - mean_ns) // _MEAN_WEIGHT
+        self.events.append((push.name, started_ns, spent_ns, "task"))
+        self.executed += 1
+        if anchors:
+            self.keep_borrowed(anchors)
+        self.out.append((route, push.lease, result))
+
+    # --- arguments and results -----------------------------------------------------------------------------------
+
+    def arguments(self, route: bytes, task: bytes, entry: TaskEntry | CallEntry, endpoint: str
+                  ) -> tuple[Any, Any, list[ObjectRef]]:
+        """Return (args, kwargs, borrowed references that arrived with them)."""
+        objects = self.session.objects
+        anchors = objects.restore_all(entry.refs) if entry.refs else []
+        slots: dict[int | str, Any] = {}
+        for argument in entry.arguments or ():
+            slots[argument.key] = self._slot(argument, anchors)
+        if entry.args_location is not None:
+            blob = objects.restore(object_id(task, ARGUMENTS_RETURN), name_of(route), endpoint)
+            if blob._state == PENDING:
+                fill(blob, Value(None, entry.args_location), None)
+            anchors.append(blob)
+            args, kwargs = objects.read_arguments(blob, slots)
+        else:
+            args, kwargs = serialization.deserialize_args(entry.args, (), slots)
+        return args, kwargs, anchors
+
+    def _slot(self, argument: Argument, anchors: list[ObjectRef]) -> Any:
+        value = argument.value
+        if argument.is_error:
+            raise failures.DependencyFailed(value.data or b"")
+        objects = self.session.objects
+        if value.refs:
+            anchors += objects.restore_all(value.refs)
+        if argument.ref is None:
+            return None if value.data is None else serialization.deserialize(value.data)
+        ref = objects.restore(argument.ref.object, argument.ref.owner, argument.ref.endpoint)
+        if ref._state == PENDING:
+            fill(ref, value, None)
+        anchors.append(ref)
+        return objects.read(ref)
+
+    def result(self, route: bytes, seq: int, context: TaskContext, value: Any, num_returns: int) -> TaskResult:
+        """Return the encoded return values of a task."""
+        if num_returns == 1:
+            values = [self._value(route, seq, object_id(context.task, 0), value)]
+        elif num_returns == 0:
+            values = []
+        else:
+            try:
+                several = list(value)
+            except TypeError:
+                raise ValueError(f"{context.name} has num_returns={num_returns} but returned one "
+                                 f"{type(value).__name__}: return that many values") from None
+            if len(several) != num_returns:
+                raise ValueError(f"{context.name} has num_returns={num_returns} but returned {len(several)} values")
+            values = [self._value(route, seq, object_id(context.task, index), one)
+                      for index, one in enumerate(several)]
+        return TaskResult(seq, values)
+
+    def _value(self, route: bytes, seq: int, identity: bytes, value: Any) -> Value:
+        if value is None:
+            return Value()
+        serialized = serialization.serialize(value)
+        refs = None
+        if serialized.refs:
+            self._returned.setdefault((route, seq), []).extend(serialized.refs)
+            refs = [self.session.objects.info_of(ref) for ref in serialized.refs]
+        if serialized.size_bytes <= config.INLINE_BYTES_MAX:
+            return Value(serialized.inline(), None, refs)
+        location = self.session.objects.store(serialized)
+        self.session.objects.seal(identity, location)
+        return Value(None, location, refs, identity)
+
+    def failure(self, seq: int, error: BaseException, name: str, context: TaskContext,
+                retry_exceptions: bytes | None) -> TaskResult:
+        """Return the encoded failure of a task."""
+        if isinstance(error, failures.DependencyFailed):
+            return TaskResult(seq, None, failures.encode_dependency(error, name))
+        if isinstance(error, KeyboardInterrupt) and (context.cancelled or self._cancel_seq == seq):
+            return TaskResult(seq, None, failures.encode_system("cancelled", f"task {name} was cancelled"))
+        if isinstance(error, SystemExit) and self.actor is None:
+            self.leaving = f"{name} called exit({error.code!r})"
+        encoded = failures.encode_exception(error, name, os.getpid(), self.session.surroundings.node_name,
+                                            context.attempt)
+        retryable = False
+        if retry_exceptions is not None:
+            wanted = serialization.deserialize(retry_exceptions)
+            retryable = wanted is True or (isinstance(wanted, (list, tuple)) and isinstance(error, tuple(wanted)))
+        error.__traceback__ = None
+        return TaskResult(seq, None, encoded, retryable)
+
+    def keep_borrowed(self, anchors: list[ObjectRef]) -> None:
+        """Register holds for the references of a finished task that user code has kept. Empties ``anchors``."""
+        weak = [weakref.ref(ref) for ref in anchors]
+        anchors.clear()
+        kept = [ref for one in weak if (ref := one()) is not None and ref._owner is not None
+                and not ref._owner.registered]
+        if kept:
+            self.session.objects.hold_now(kept, _HOLD_TIMEOUT_NS)
+
+    def set_gpus(self, gpus: list[int] | None) -> None:
+        """Show the task exactly the GPUs that its lease holds."""
+        self._environment_gpus = gpus
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus or ()))
+
+    # --- turns ---------------------------------------------------------------------------------------------------
+
+    def hand_out(self) -> None:
+        """Send the results there are. (leader)"""
+        out = self.out
+        self._flushed_ns = time.monotonic_ns()
+        while out:
+            route, lease, result = out.popleft()
+            results = [result]
+            while out and len(results) < config.BATCH_TASKS_MAX and out[0][1] == lease and out[0][0] == route:
+                results.append(out.popleft()[2])
+            function = self._lease_function.get(lease)
+            mean_ns = self._means.get(function, 0) if function is not None else 0
+            self.session.send(route, TasksFinished(results, mean_ns, lease))
+
+    def _on_push(self, route: bytes, message: PushTasks) -> None:
+        if self._blocked or self.leaving:
+            seqs = [entry.seq for entry in message.tasks]
+            self.session.send(route, TasksRecalled(message.lease, seqs, bool(self._blocked)))
+            return
+        self._lease_function.clear()
+        self._lease_function[message.lease] = message.function
+        append = self.ready.append
+        for entry in message.tasks:
+            append((route, message, entry))
+
+    def _on_start_actor(self, route: bytes, message: StartActor) -> None:
+        if self.actor is None:
+            self.actor = ActorHost(self, message)
+            self.jobs.append(self.actor.start)
+
+    def _actor(self) -> ActorHost:
+        assert self.actor is not None, "a call arrived before the actor was started"
+        return self.actor
+
+    def _on_recall(self, route: bytes, message: RecallTasks) -> None:
+        self.session.send(route, TasksRecalled(message.lease, self._take_back(message.lease, message.count_max)))
+
+    def _take_back(self, lease: int, count_max: int = 0) -> list[int]:
+        seqs: list[int] = []
+        kept = []
+        while self.ready and (not count_max or len(seqs) < count_max):
+            try:
+                item = self.ready.pop()
+            except IndexError:
+                break
+            if item[1].lease == lease:
+                seqs.append(item[2].seq)
+            else:
+                kept.append(item)
+        self.ready.extend(reversed(kept))
+        seqs.reverse()
+        return seqs
+
+    def _on_release_returns(self, route: bytes, message: ReleaseReturns) -> None:
+        for seq in message.seqs:
+            self._returned.pop((route, seq), None)
+
+    # --- blocking ------------------------------------------------------------------------------------------------
+
+    def block(self) -> bool:
+        """The running task is about to wait. Return whether the node was told, for ``unblock``."""
+        if self.running is None or self.actor is not None or threading.get_ident() != self._main:
+            return False
+        self._blocked += 1
+        if self._blocked == 1:
+            self.session.later(self._tell_blocked)
+        return True
+
+    def _tell_blocked(self) -> None:
+        self.session.to_node(WorkerBlocked())
+        leases: dict[int, bytes] = {item[1].lease: item[0] for item in self.ready}
+        for lease, route in leases.items():
+            self.session.send(route, TasksRecalled(lease, self._take_back(lease), True))
+
+    def unblock(self) -> None:
+        """The running task goes on."""
+        self._blocked -= 1
+        if self._blocked == 0:
+            self.session.later(lambda: self.session.to_node(WorkerUnblocked()))
+
+    # --- cancelling ----------------------------------------------------------------------------------------------
+
+    def install_signals(self) -> None:
+        """Turn SIGINT into cancellation of the running task."""
+        signal.signal(signal.SIGINT, self._on_sigint)
+
+    def _on_sigint(self, number: int, frame: Any) -> None:
+        running = self.running
+        if running is None or running[1] != self._cancel_seq:
+            return
+        if not self.session.driving.note_interrupt():
+            raise KeyboardInterrupt
+
+    def _on_cancel(self, route: bytes, message: CancelTask) -> None:
+        for item in list(self.ready):
+            if item[0] == route and item[2].seq == message.seq:
+                try:
+                    self.ready.remove(item)
+                except ValueError:
+                    break
+                self.out.append((route, item[1].lease, TaskResult(message.seq, None, failures.encode_system(
+                    "cancelled", f"task {item[1].name} was cancelled before it started"))))
+                return
+        if self.actor is not None:
+            self.actor.cancel(route, message)
+            return
+        running = self.running
+        if running is None or running[0] != route or running[1] != message.seq:
+            return
+        if message.recursive:
+            self.session.cancel_children(message.seq, force=message.force)
+        if message.force:
+            self.session.to_node(Unregister("force-cancelled"))
+            self.session.linger()
+            os._exit(1)
+        running[2].cancelled = True
+        self._cancel_seq = message.seq
+        signal.pthread_kill(self._main, signal.SIGINT)
+
+    # --- end -----------------------------------------------------------------------------------------------------
+
+    def owners_died(self, processes: list[str]) -> None:
+        """Drop what dead owners wanted. (leader)"""
+        gone = set(processes)
+        for item in list(self.ready):
+            if name_of(item[0]) in gone:
+                try:
+                    self.ready.remove(item)
+                except ValueError:
+                    continue
+        for key in [key for key in self._returned if name_of(key[0]) in gone]:
+            self._returned.pop(key, None)
+
+    def leave(self, reason: str) -> None:
+        """End the loop after the running task. Any thread."""
+        self.leaving = self.leaving or reason or "asked to leave"
+        self.session.driving.wake()

@@ -1,0 +1,83 @@
+"""Names of actors, in the name table.
+
+*Pure* but for the control store requests of its session. Runs in drivers and workers.
+
+1. A name is claimed by a conditional write, so two claims can never both succeed.
+2. The claim of a dead actor counts for nothing: it is replaced.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshray import errors
+from meshray.gcs import tables
+from meshray.messages.gcs import COMPARE_AND_SET, PUT_IF_ABSENT, Op
+from meshray.messages.node import ActorSpec
+
+if TYPE_CHECKING:
+    from meshray.gcs.requests import Answered
+    from meshray.session.session import Session
+
+
+def claim_name(session: Session, namespace: str, name: str, actor: bytes) -> bool:
+    """Claim ``name`` for ``actor``; return False if a living actor has it."""
+    key = tables.name_key(namespace, name)
+    answer = _write(session, Op(tables.NAME, key, actor, PUT_IF_ABSENT))
+    while not (outcome := answer.results[0]).ok:
+        if outcome.value is not None and _lives(session, outcome.value):
+            return False
+        answer = _write(session, Op(tables.NAME, key, actor, COMPARE_AND_SET, outcome.version))
+    return True
+
+
+def _write(session: Session, op: Op) -> Answered:
+    answer = session.ask_gcs(lambda done: session.gcs_write([op], done))
+    if answer.error is not None:
+        raise errors.MeshraySystemError(f"the control store could not write: {answer.error.reason}")
+    return answer
+
+
+def _lives(session: Session, actor: bytes) -> bool:
+    row = read_actor(session, actor)
+    return row is None or row.state != "dead"
+
+
+def read_actor(session: Session, actor: bytes) -> tables.ActorRow | None:
+    """Return the row of an actor, or None if it has none (yet)."""
+    answer = session.ask_gcs(lambda done: session.gcs_read(tables.ACTOR, actor, done))
+    if answer.error is not None:
+        raise errors.MeshraySystemError(f"the control store could not be read: {answer.error.reason}")
+    value = answer.results[0].value
+    return None if value is None else tables.decode(value, tables.ActorRow)
+
+
+def find_actor(session: Session, namespace: str, name: str) -> ActorSpec:
+    """Return how the living actor with that name was made. Raise ValueError if there is none."""
+    key = tables.name_key(namespace, name)
+    answer = session.ask_gcs(lambda done: session.gcs_read(tables.NAME, key, done))
+    actor = None if answer.error is not None else answer.results[0].value
+    if actor is not None:
+        rows: list[tables.ActorRow | None] = []
+
+        def known() -> bool:
+            rows[:] = [read_actor(session, actor)]
+            return rows[0] is not None
+
+        session.patiently(known, f"actor {name!r} to appear in the actor table")
+        row = rows[0]
+        if row is not None and row.state != "dead":
+            return row.spec
+    raise ValueError(f"there is no living actor named {name!r} in namespace {namespace!r}: "
+                     "check the name and the namespace (get_actor(name, namespace=...))")
+
+
+def list_names(session: Session, namespace: str | None) -> list[tuple[str, str]]:
+    """Return (namespace, name) of all named actors, of one namespace or of all."""
+    prefix = b"" if namespace is None else tables.name_key(namespace, "")
+    answer = session.ask_gcs(lambda done: session.gcs_scan(tables.NAME, prefix, done))
+    names = []
+    for row in answer.results:
+        if row.value is not None and _lives(session, row.value):
+            names.append(tables.split_name_key(row.key))
+    return names

@@ -1,0 +1,293 @@
+"""Tasks out: queues per scheduling class, leases, batches, recall.
+
+*Pure* but for the sends it asks of its session. Runs in drivers and workers; only the leader thread enters, except
+``enqueue``.
+
+1. A task is pushed to a worker only under a lease, and to one worker at a time.
+2. A worker gets as many tasks as it can run in ``PIPELINE_NS``, at least one; it is refilled when half of that is left.
+3. A lease with nothing outstanding is fed at once; otherwise tasks gather into batches of ``BATCH_TASKS_MAX``.
+4. Tasks that wait at a worker behind a longer one than expected are recalled when another worker is free.
+5. Demand is declared, not counted out: the last word on a class replaces the earlier ones.
+
+Source: OSDI'18 s4.2.2; leases and direct pushes as in NSDI'21 s4; DESIGN s4.3-5.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshray import config
+from meshray.messages.node import DeclareDemand, Demand, LeaseGranted, LeaseLost, LeaseReclaimed, ReturnLease
+from meshray.messages.tasks import CancelTask, PushTasks, RecallTasks, TaskEntry, TasksRecalled
+from meshray.session.records import PUSHED, QUEUED, Lease, SchedulingClass, Task
+
+if TYPE_CHECKING:
+    from meshray.session.session import Session
+
+_DEMAND_MAX = 1000
+"""Leases asked for at once; a node answers with what it has."""
+
+_STALL_NS = 5 * config.MILLISECOND_NS
+"""A worker that has not answered for this long holds a long task: what waits behind it may go elsewhere."""
+
+
+class Submitter:
+    """All scheduling classes and leases of one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.classes: dict[int, SchedulingClass] = {}
+        self.leases: dict[int, Lease] = {}
+        self._dirty: dict[int, SchedulingClass] = {}
+        self._next_sweep_ns = 0
+
+    # --- feeding -------------------------------------------------------------------------------------------------
+
+    def depth(self, klass: SchedulingClass) -> int:
+        """Return how many tasks may be outstanding at one worker."""
+        if not klass.mean_ns:
+            return 1
+        return max(1, min(config.PIPELINE_TASKS_MAX, config.PIPELINE_NS // klass.mean_ns))
+
+    def pump(self, klass: SchedulingClass) -> None:
+        """Push what can be pushed, and declare the demand if it has changed."""
+        if klass.queue and klass.ready:
+            depth = self.depth(klass)
+            for lease in list(klass.leases.values()):
+                if not klass.queue:
+                    break
+                count = len(lease.outstanding)
+                if lease.blocked or lease.reclaimed or lease.recalling or (count and count * 2 > depth):
+                    continue
+                self._feed(lease, depth - count)
+        self._declare(klass)
+
+    def _feed(self, lease: Lease, room: int) -> None:
+        queue = lease.klass.queue
+        while room > 0 and queue:
+            batch: list[Task] = []
+            first: Task | None = None
+            while queue and len(batch) < min(room, config.BATCH_TASKS_MAX):
+                task = queue[0]
+                if task.state != QUEUED:
+                    queue.popleft()
+                    continue
+                if first is None:
+                    first = task
+                elif task.prefix != first.prefix or task.attempt != first.attempt:
+                    break
+                batch.append(queue.popleft())
+            if first is None:
+                return
+            room -= len(batch)
+            self._push(lease, first, batch)
+
+    def _push(self, lease: Lease, first: Task, batch: list[Task]) -> None:
+        klass = lease.klass
+        outstanding = lease.outstanding
+        if not outstanding:
+            klass.hungry -= 1
+            lease.answered_ns = self._session.now_ns
+        entries = []
+        for task in batch:
+            task.state = PUSHED
+            task.lease = lease
+            outstanding[task.seq] = task
+            entries.append(self._session.objects.entry_of(task) if task.slots or task.refs or task.blob else
+                           TaskEntry(task.seq, task.index, task.args))
+        self._session.send(lease.route, PushTasks(
+            lease.number, klass.function, klass.name, first.prefix, klass.num_returns, entries,
+            self._session.job, first.attempt, lease.gpus, klass.flags, self._session.endpoint, klass.retry_exceptions))
+
+    # --- demand --------------------------------------------------------------------------------------------------
+
+    def _wanted(self, klass: SchedulingClass) -> int:
+        busy = sum(1 for lease in klass.leases.values() if lease.outstanding)
+        waiting = len(klass.queue)
+        if not waiting:
+            stalled = self._stalled(klass)
+            extra = sum(len(lease.outstanding) - 1 for lease in stalled)
+            return min(_DEMAND_MAX, busy + extra)
+        if klass.mean_ns:
+            worth = -(-waiting * klass.mean_ns // config.PIPELINE_NS)
+            return min(_DEMAND_MAX, busy + waiting, busy + max(1, worth))
+        return min(_DEMAND_MAX, busy + waiting)
+
+    def _declare(self, klass: SchedulingClass) -> None:
+        wanted = self._wanted(klass)
+        held = len(klass.leases)
+        if wanted <= held:
+            if klass.declared <= held:
+                return
+            wanted = held
+        elif klass.declared > held and klass.declared >= wanted > klass.declared // 2:
+            return
+        klass.declared = wanted
+        self._session.to_node(DeclareDemand([Demand(
+            klass.number, klass.resources, wanted, klass.name, klass.strategy, len(klass.queue), klass.mean_ns,
+            self._session.objects.input_bytes(klass.queue[0]) if klass.queue else None)]))
+
+    def _stalled(self, klass: SchedulingClass) -> list[Lease]:
+        now_ns = self._session.now_ns
+        return [lease for lease in klass.leases.values()
+                if len(lease.outstanding) > 1 and now_ns - lease.answered_ns > _STALL_NS]
+
+    # --- what the node says --------------------------------------------------------------------------------------
+
+    def granted(self, message: LeaseGranted) -> None:
+        """A lease came: use it, or give it back if the class needs it no longer."""
+        klass = self.classes.get(message.klass)
+        if klass is None or self._session.closing:
+            self._session.to_node(ReturnLease([message.lease]))
+            return
+        route = self._session.connect(message.worker, message.endpoint)
+        lease = Lease(message.lease, klass, message.worker, route, message.node, message.pid, message.gpus,
+                      outstanding={}, idle_since_ns=self._session.now_ns)
+        klass.leases[lease.number] = lease
+        self.leases[lease.number] = lease
+        klass.hungry += 1
+        self.pump(klass)
+        if not lease.outstanding:
+            self._recall_for(klass)
+
+    def reclaimed(self, message: LeaseReclaimed) -> None:
+        """Others wait for this worker: stop feeding it, take back what it has not started."""
+        lease = self.leases.get(message.lease)
+        if lease is None:
+            self._session.to_node(ReturnLease([message.lease]))
+            return
+        if not lease.outstanding:
+            self._give_back(lease)
+        elif not lease.reclaimed:
+            lease.reclaimed = True
+            if len(lease.outstanding) > 1:
+                self._recall(lease)
+
+    def lost(self, message: LeaseLost) -> None:
+        """The worker died: what had not answered is retried, or fails with how it died."""
+        lease = self.leases.pop(message.lease, None)
+        if lease is None:
+            return
+        klass = lease.klass
+        klass.leases.pop(lease.number, None)
+        if not lease.outstanding:
+            klass.hungry -= 1
+        tasks = list(lease.outstanding.values())
+        lease.outstanding.clear()
+        self._session.forget_peer(lease.worker)
+        for position, task in enumerate(tasks):
+            self._session.task_lost(task, message.death, started=position == 0)
+        self.pump(klass)
+
+    def stuck(self, klass_number: int, reason: str) -> None:
+        """No node can run this class now: tell the user, keep waiting."""
+        klass = self.classes.get(klass_number)
+        if klass is not None and klass.stuck != reason:
+            klass.stuck = reason
+            if reason:
+                self._session.warn(f"{klass.name} cannot be scheduled and stays pending: {reason}")
+
+    # --- what workers say ----------------------------------------------------------------------------------------
+
+    def answered(self, lease: Lease, tasks: int) -> None:
+        """``tasks`` results came back under ``lease``: refill it, or let it rest."""
+        klass = lease.klass
+        lease.answered_ns = self._session.now_ns
+        lease.blocked = False
+        klass.used_ns = lease.answered_ns
+        if not lease.outstanding:
+            if lease.reclaimed:
+                klass.hungry += 1
+                self._give_back(lease)
+            else:
+                lease.idle_since_ns = lease.answered_ns
+                klass.hungry += 1
+        if klass.queue:
+            self.pump(klass)
+        elif not lease.outstanding:
+            self._dirty[klass.number] = klass
+            self._recall_for(klass)
+
+    def recalled(self, message: TasksRecalled) -> None:
+        """Tasks came back unstarted: they go to the front of the queue."""
+        lease = self.leases.get(message.lease)
+        if lease is None:
+            return
+        lease.recalling = False
+        lease.blocked = lease.blocked or message.blocked
+        klass = lease.klass
+        for seq in reversed(message.seqs):
+            task = lease.outstanding.pop(seq, None)
+            if task is not None and task.state == PUSHED:
+                task.state = QUEUED
+                task.lease = None
+                klass.queue.appendleft(task)
+        if not lease.outstanding:
+            klass.hungry += 1
+            lease.idle_since_ns = self._session.now_ns
+            if lease.reclaimed:
+                self._give_back(lease)
+        self.pump(klass)
+
+    def _recall(self, lease: Lease) -> None:
+        if not lease.recalling:
+            lease.recalling = True
+            self._session.send(lease.route, RecallTasks(lease.number))
+
+    def _recall_for(self, klass: SchedulingClass) -> None:
+        if klass.queue or not klass.hungry:
+            return
+        for lease in self._stalled(klass):
+            self._recall(lease)
+
+    def cancel(self, task: Task, *, force: bool, recursive: bool) -> None:
+        """Ask the worker that has ``task`` to drop or interrupt it."""
+        if task.lease is not None:
+            self._session.send(task.lease.route, CancelTask(task.seq, force, recursive))
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def sweep(self, now_ns: int) -> None:
+        """Return leases that were idle too long, recall from stalled workers. Called at ``deadline_ns``."""
+        if now_ns < self._next_sweep_ns:
+            return
+        self._next_sweep_ns = now_ns + _STALL_NS * 2
+        for klass in list(self._dirty.values()):
+            if not klass.queue and all(not lease.outstanding for lease in klass.leases.values()):
+                self._rest(klass, now_ns)
+            if not klass.leases and not klass.queue:
+                self._declare(klass)
+                self._dirty.pop(klass.number, None)
+        for lease in self.leases.values():
+            if len(lease.outstanding) > 1 and now_ns - lease.answered_ns > _STALL_NS:
+                self._dirty[lease.klass.number] = lease.klass
+                if lease.klass.hungry and not lease.klass.queue:
+                    self._recall(lease)
+                else:
+                    self._declare(lease.klass)
+
+    def _rest(self, klass: SchedulingClass, now_ns: int) -> None:
+        idle = [lease for lease in klass.leases.values() if now_ns - lease.idle_since_ns > config.LEASE_IDLE_NS]
+        for lease in idle:
+            self._give_back(lease)
+
+    def deadline_ns(self) -> int | None:
+        """Return when ``sweep`` is due."""
+        return self._next_sweep_ns if self.leases else None
+
+    def _give_back(self, lease: Lease) -> None:
+        klass = lease.klass
+        self.leases.pop(lease.number, None)
+        if klass.leases.pop(lease.number, None) is not None:
+            klass.hungry -= 1
+        self._dirty[klass.number] = klass
+        self._declare(klass)
+        self._session.to_node(ReturnLease([lease.number]))
+
+    def return_all(self) -> None:
+        """Give every lease back: the session ends."""
+        if self.leases:
+            self._session.to_node(ReturnLease(list(self.leases)))
+        for klass in self.classes.values():
+            klass.leases.clear()
+        self.leases.clear()

@@ -1,0 +1,161 @@
+"""Single processes of the system are frozen or killed: idle workers, busy workers, a global scheduler replica."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from integration.support import Gate, Journal, is_alive, processes_of, wait_gone
+
+import meshray
+
+pytestmark = pytest.mark.limit_s(90)
+
+
+@meshray.remote
+def identity(x):
+    return x
+
+
+def system_pids(root, prefix):
+    """Pids of the cluster's processes whose name begins with this, as the nodes' own files tell."""
+    files = [json.loads(path.read_text()) for path in Path(root).glob("*/*/node.json")]
+    return sorted({pid for file in files for name, pid in file["pids"].items() if name.startswith(prefix)})
+
+
+def test_frozen_worker_holds_up_only_its_own_task(fresh, tmp_path):
+    fresh(num_cpus=2)
+    gate, journal = Gate(tmp_path / "gate"), Journal(tmp_path / "pids")
+
+    @meshray.remote
+    def block():
+        journal.write(os.getpid())
+        gate.wait()
+        return "thawed"
+
+    ref = block.remote()
+    pid = int(journal.wait_for(1)[0])
+    os.kill(pid, signal.SIGSTOP)
+    assert meshray.get([identity.remote(i) for i in range(100)], timeout=50) == list(range(100))
+    gate.open()
+    assert meshray.wait([ref], timeout=0)[0] == []
+    os.kill(pid, signal.SIGCONT)
+    assert meshray.get(ref, timeout=50) == "thawed"
+
+
+def test_frozen_actor_can_be_killed(fresh):
+    fresh(num_cpus=2)
+
+    @meshray.remote
+    class Actor:
+        def pid(self):
+            return os.getpid()
+
+    actor = Actor.remote()
+    pid = meshray.get(actor.pid.remote())
+    os.kill(pid, signal.SIGSTOP)
+    ref = actor.pid.remote()
+    meshray.kill(actor)
+    with pytest.raises(meshray.exceptions.RayActorError):
+        meshray.get(ref, timeout=50)
+    wait_gone(pid)
+
+
+def test_frozen_worker_does_not_stop_the_shutdown(fresh, tmp_path, root):
+    fresh(num_cpus=2)
+    journal = Journal(tmp_path / "pids")
+
+    @meshray.remote
+    def block():
+        journal.write(os.getpid())
+        signal.pause()
+
+    ref = block.remote()
+    pid = int(journal.wait_for(1)[0])
+    os.kill(pid, signal.SIGSTOP)
+    meshray.shutdown()
+    wait_gone(pid)
+    assert ref is not None
+
+
+def test_idle_workers_are_killed_between_bursts(fresh):
+    fresh(num_cpus=2)
+    for burst in range(4):
+        pids = set(meshray.get([meshray.remote(lambda: os.getpid()).remote() for _ in range(50)], timeout=50))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        wanted = [100 * burst + i for i in range(50)]
+        assert meshray.get([identity.remote(i) for i in wanted], timeout=50) == wanted
+
+
+def test_zygote_dies_and_workers_still_start(fresh, root):
+    fresh(num_cpus=2)
+    meshray.get(identity.remote(1))
+    zygotes = system_pids(root, "zygote") or [pid for pid, line in processes_of(root).items() if "zygote" in line]
+    assert zygotes
+    for pid in zygotes:
+        os.kill(pid, signal.SIGKILL)
+
+    @meshray.remote
+    class Actor:
+        def ping(self):
+            return 1
+
+    actors = [Actor.remote() for _ in range(4)]
+    assert meshray.get([actor.ping.remote() for actor in actors], timeout=50) == [1] * 4
+
+
+def spill_over(directory, count=4):
+    """Run so many tasks at once that both nodes are needed; return where they ran."""
+    gate, journal = Gate(directory / "gate"), Journal(directory / "journal")
+
+    @meshray.remote
+    def meet():
+        journal.write("in")
+        gate.wait()
+        return meshray.get_runtime_context().get_node_id()
+
+    refs = [meet.remote() for _ in range(count)]
+    journal.wait_for(count, 50)
+    gate.open()
+    return set(meshray.get(refs, timeout=50))
+
+
+def test_killed_global_scheduler_loses_nothing(two_nodes, root, tmp_path):
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    assert len(spill_over(tmp_path / "before")) == 2
+    schedulers = system_pids(root, "scheduler")
+    assert schedulers
+    os.kill(schedulers[0], signal.SIGKILL)
+    wait_gone(schedulers[0])
+    assert len(spill_over(tmp_path / "after")) == 2
+
+
+def test_frozen_global_scheduler_is_passed_by(two_nodes, root, tmp_path):
+    schedulers = system_pids(root, "scheduler")
+    assert schedulers
+    os.kill(schedulers[0], signal.SIGSTOP)
+    try:
+        assert meshray.get([identity.remote(i) for i in range(50)], timeout=50) == list(range(50))
+        if len(schedulers) > 1:
+            assert len(spill_over(tmp_path)) == 2
+    finally:
+        os.kill(schedulers[0], signal.SIGCONT)
+    assert is_alive(schedulers[0])
+    assert len(spill_over(tmp_path)) == 2
+
+
+def test_frozen_node_comes_back(two_nodes, root):
+    nodes = {row["NodeID"] for row in meshray.nodes()}
+    assert len(nodes) == 2
+    refs = [identity.options(resources={"right": 1}).remote(i) for i in range(100)]
+    victim = next(json.loads(path.read_text())["pid"] for path in Path(root).glob("*/right/node.json"))
+    os.kill(victim, signal.SIGSTOP)
+    here = identity.options(resources={"left": 1})
+    assert meshray.get([here.remote(i) for i in range(50)], timeout=50) == list(range(50))
+    os.kill(victim, signal.SIGCONT)
+    assert meshray.get(refs, timeout=50) == list(range(100))

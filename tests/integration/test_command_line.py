@@ -1,0 +1,160 @@
+"""``meshray up``, ``status``, ``list``, ``logs`` and ``down`` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import meshray
+
+from .support import (
+    TWO_NODES,
+    TwoNodes,
+    abandoned,
+    command_line,
+    processes_of,
+    run_script,
+    shared_memory,
+    sockets_under,
+    wait_until,
+)
+
+pytestmark = pytest.mark.limit_s(90)
+
+
+@meshray.remote
+class Named:
+    def speak(self):
+        print("words for the log")
+        return os.getpid()
+
+
+def test_status_of_a_running_cluster(two_nodes):
+    actor = Named.options(name="somebody").remote()
+    meshray.get(actor.speak.remote())
+    status = two_nodes.status()
+    assert len(status["nodes"]) == 2
+    text = json.dumps(status)
+    for word in ("CPU", "left", "right", "actors", "workers", "objects", "shards"):
+        assert word in text, word
+    shown = command_line("status").stdout
+    assert "left" in shown
+    assert "CPU" in shown
+
+
+def test_status_shows_demand_that_cannot_be_met(two_nodes):
+    stuck = meshray.remote(resources={"unobtainium": 1})(lambda: 1).remote()
+    wait_until(lambda: "unobtainium" in command_line("status").stdout)
+    assert meshray.wait([stuck], timeout=0)[0] == []
+
+
+def test_lists(two_nodes):
+    actor = Named.options(name="somebody").remote()
+    pid = meshray.get(actor.speak.remote())
+    ref = meshray.put(bytes(1_000_000))
+    meshray.get([meshray.remote(lambda: 1).options(name="listed-task").remote() for _ in range(3)])
+    assert "somebody" in command_line("list", "actors").stdout
+    assert str(pid) in command_line("list", "workers").stdout
+    assert {"left", "right"} <= set(command_line("list", "nodes").stdout.split())
+    wait_until(lambda: ref.hex()[:12] in command_line("list", "objects").stdout)
+    wait_until(lambda: "listed-task" in command_line("list", "tasks").stdout)
+    assert command_line("list", "planets", ok=False).returncode != 0
+
+
+def test_logs(two_nodes):
+    meshray.get(Named.remote().speak.remote())
+    wait_until(lambda: "words for the log" in command_line("logs").stdout)
+
+
+def test_up_and_down_twice(root, tmp_path):
+    memory, cluster = shared_memory(), TwoNodes(tmp_path)
+    cluster.up()
+    before = set(processes_of(root))
+    cluster.up()
+    assert before <= set(processes_of(root))
+    assert len(cluster.status()["nodes"]) == 2
+    cluster.down()
+    wait_until(lambda: not processes_of(root), 10)
+    assert not sockets_under(root)
+    assert not abandoned(shared_memory() - memory)
+    cluster.down()
+
+
+def test_status_without_a_cluster(root):
+    result = command_line("status", ok=False)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert "meshray up" in result.stdout + result.stderr
+
+
+def test_programs_join_by_variable_and_by_address(two_nodes, tmp_path):
+    address = json.loads(next(Path(os.environ["MESHRAY_RUN_ROOT"]).glob("*/cluster.json")).read_text())["address"]
+    program = """
+        import sys
+        import meshray
+
+        meshray.init(address=sys.argv[1] if len(sys.argv) > 1 else None)
+        print("cpus", meshray.cluster_resources()["CPU"])
+        """
+    assert "cpus 4" in run_script(program, tmp_path, address)
+    assert "cpus 4" in run_script(program, tmp_path, "auto")
+    assert "cpus 4" in run_script(program, tmp_path, MESHRAY_ADDRESS=address)
+
+
+def test_killed_program_leaves_the_cluster_usable(two_nodes, tmp_path):
+    result = run_script("""
+        import os, signal
+        import meshray
+
+        meshray.init(address="auto")
+        refs = [meshray.remote(lambda: signal.pause()).remote() for _ in range(8)]
+        actor = meshray.remote(resources={"left": 4})(type("A", (), {"ping": lambda self: 1})).remote()
+        meshray.get(actor.ping.remote())
+        print("dying", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """, tmp_path, ok=False)
+    assert "dying" in result
+    wait_until(lambda: meshray.available_resources().get("CPU") == 4, 15)
+    wait_until(lambda: meshray.available_resources().get("left") == 4, 15)
+
+
+def test_down_while_a_driver_is_joined(two_nodes):
+    ref = meshray.remote(lambda: signal.pause()).remote()
+    two_nodes.down()
+    with pytest.raises(meshray.exceptions.MeshrayError):
+        meshray.get(ref, timeout=30)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (("cluster_name", "cluster_nam"), ["cluster_nam", "did you mean", "cluster_name", "line 1"]),
+    (("type: local", "typ: local"), ["typ", "did you mean", "type", "line 3"]),
+    (("CPU: 2", "CPU: many"), ["CPU", "many"]),
+    (("CPU: 2", "CPU: -2"), ["CPU", "-2"]),
+    (("provider:", "provider: ["), ["line"]),
+])
+def test_bad_files_are_refused_before_anything_starts(root, tmp_path, change, words):
+    file = tmp_path / "bad.yaml"
+    file.write_text(TWO_NODES.format(name="bad").replace(*change, 1))
+    result = command_line("up", str(file), ok=False)
+    shown = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "Traceback" not in shown
+    for word in words:
+        assert word in shown, shown
+    assert not processes_of(root)
+
+
+def test_up_of_a_file_that_is_not_there(root, tmp_path):
+    result = command_line("up", str(tmp_path / "missing.yaml"), ok=False)
+    assert result.returncode != 0
+    assert "missing.yaml" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_names_every_command():
+    shown = command_line("--help").stdout
+    assert all(word in shown for word in ("up", "down", "status", "list", "logs", "demo"))

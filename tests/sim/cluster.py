@@ -1,0 +1,474 @@
+"""A simulated cluster: the real local and global schedulers, simulated owners and workers around them.
+
+*Pure.* Runs in tests.
+
+Owners follow the protocol of ``session.submit`` with one task at a time per lease: declare demand, push under leases,
+return a lease when it was asked back or was idle for ``LEASE_IDLE_NS``. A worker runs what is pushed to it; a task may
+run others and wait for them, blocked meanwhile.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from meshray import config
+from meshray.machine import Connect, Disconnect, Received, Send, Tick
+from meshray.messages.node import (
+    ActorStarted,
+    Death,
+    DeclareDemand,
+    Demand,
+    DemandStuck,
+    LeaseGranted,
+    LeaseLost,
+    LeaseReclaimed,
+    ReturnLease,
+    StartActor,
+    Strategy,
+    WorkerBlocked,
+    WorkerUnblocked,
+)
+from meshray.messages.sched import (
+    ClusterView,
+    DemandPlaced,
+    Heartbeat,
+    PlaceDemand,
+    RequestRemoteLease,
+    ReturnRemoteLease,
+)
+from meshray.sched.events import (
+    ActorStateChanged,
+    DriverGone,
+    SessionJoined,
+    StartWorkers,
+    StopWorker,
+    Warn,
+    WorkerDied,
+    WorkerLabelled,
+    WorkerStartFailed,
+)
+from meshray.sched.global_scheduler import GlobalScheduler
+from meshray.sched.local import LocalScheduler
+from tests.sim.network import MS, Clock, Network
+
+LOSSY = (Heartbeat, ClusterView, PlaceDemand, DemandPlaced)
+REPEATABLE = (Heartbeat, PlaceDemand, DeclareDemand, ReturnLease, RequestRemoteLease, ReturnRemoteLease,
+              WorkerBlocked, LeaseReclaimed)
+UNIT = 10_000
+
+
+@dataclass(eq=False)
+class Task:
+    """Work of ``run_ns``; then ``children`` to run and wait for; then ``after_ns`` more."""
+
+    need: dict[str, int]
+    run_ns: int
+    children: list[Task] = field(default_factory=list)
+    after_ns: int = 0
+    strategy: Strategy = Strategy()
+    runs: int = 0
+    done: bool = False
+    ran_at: str = ""
+
+    def again(self) -> Task:
+        """Return the same work, not yet done."""
+        return Task(self.need, self.run_ns, [child.again() for child in self.children], self.after_ns, self.strategy)
+
+
+@dataclass(frozen=True)
+class Push:
+    """owner -> worker: run this."""
+
+    lease: int
+    task: Task
+    owner: Owner
+
+
+@dataclass(frozen=True)
+class Done:
+    """worker -> owner: it ran."""
+
+    lease: int
+    task: Task
+
+
+@dataclass(eq=False)
+class Held:
+    """A lease as its owner sees it."""
+
+    number: int
+    klass: Klass
+    worker: str
+    task: Task | None = None
+    reclaimed: bool = False
+    idle_since_ns: int = 0
+
+
+@dataclass(eq=False)
+class Klass:
+    """A scheduling class of one owner."""
+
+    number: int
+    need: dict[str, int]
+    strategy: Strategy
+    queue: deque[Task] = field(default_factory=deque)
+    leases: dict[int, Held] = field(default_factory=dict)
+    declared: int = 0
+    stuck: str = ""
+
+
+class Owner:
+    """The owner's half of a session."""
+
+    def __init__(self, cluster: Cluster, name: str, node: str) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.node = node
+        self.alive = True
+        self.classes: dict[Any, Klass] = {}
+        self.leases: dict[int, Held] = {}
+        self.waiting = 0
+        self.when_done: Any = None
+
+    def submit(self, tasks: list[Task]) -> None:
+        """Queue tasks and declare what they need."""
+        self.waiting += len(tasks)
+        touched = []
+        for task in tasks:
+            key = (tuple(sorted(task.need.items())), task.strategy)
+            if key not in self.classes:
+                self.classes[key] = Klass(len(self.classes), task.need, task.strategy)
+            self.classes[key].queue.append(task)
+            touched.append(self.classes[key])
+        for klass in dict.fromkeys(touched):
+            self.pump(klass)
+
+    def pump(self, klass: Klass) -> None:
+        """Feed free leases, declare what is wanted."""
+        for lease in klass.leases.values():
+            if klass.queue and lease.task is None and not lease.reclaimed:
+                lease.task = klass.queue.popleft()
+                self.cluster.deliver(self.name, lease.worker, Push(lease.number, lease.task, self))
+        wanted = sum(1 for lease in klass.leases.values() if lease.task) + len(klass.queue)
+        wanted = max(wanted, len(klass.leases))
+        if wanted != klass.declared:
+            klass.declared = wanted
+            self.to_node(DeclareDemand([Demand(klass.number, klass.need, wanted, "task", klass.strategy,
+                                               len(klass.queue), 5 * MS)]))
+
+    def to_node(self, message: Any) -> None:
+        self.cluster.to_node(self, message)
+
+    def receive(self, message: Any) -> None:
+        """Take what the node or a worker says."""
+        if not self.alive:
+            return
+        match message:
+            case LeaseGranted(klass=number, lease=lease_number, worker=worker):
+                klass = next(klass for klass in self.classes.values() if klass.number == number)
+                assert lease_number not in self.leases, f"lease {lease_number} granted twice"
+                lease = Held(lease_number, klass, worker, idle_since_ns=self.cluster.clock.now_ns)
+                klass.leases[lease_number] = self.leases[lease_number] = lease
+                self.pump(klass)
+                self.cluster.clock.after(config.LEASE_IDLE_NS, lambda: self.sweep(lease))
+            case LeaseReclaimed(lease=number):
+                held = self.leases.get(number)
+                if held is not None:
+                    held.reclaimed = True
+                    if held.task is None:
+                        self.give_back(held)
+            case LeaseLost(lease=number):
+                lost = self.leases.pop(number, None)
+                if lost is not None:
+                    del lost.klass.leases[number]
+                    if lost.task is not None and not lost.task.done:
+                        lost.klass.queue.appendleft(lost.task)
+                    self.pump(lost.klass)
+            case DemandStuck(klass=number, reason=reason):
+                next(klass for klass in self.classes.values() if klass.number == number).stuck = reason
+            case Done():
+                self.finished(message)
+
+    def finished(self, message: Done) -> None:
+        """A task ran."""
+        lease = self.leases.get(message.lease)
+        if lease is None or lease.task is not message.task:
+            return
+        lease.task = None
+        if not message.task.done:
+            message.task.done = True
+            self.waiting -= 1
+        if lease.reclaimed:
+            self.give_back(lease)
+        else:
+            lease.idle_since_ns = self.cluster.clock.now_ns
+            self.pump(lease.klass)
+            self.cluster.clock.after(config.LEASE_IDLE_NS, lambda: self.sweep(lease))
+        if not self.waiting and self.when_done is not None:
+            then, self.when_done = self.when_done, None
+            then()
+
+    def sweep(self, lease: Held) -> None:
+        """Return a lease that was idle too long."""
+        idle_ns = self.cluster.clock.now_ns - lease.idle_since_ns
+        if self.alive and lease.number in self.leases and lease.task is None and idle_ns >= config.LEASE_IDLE_NS:
+            self.give_back(lease)
+
+    def give_back(self, lease: Held) -> None:
+        """Return a lease, demand first."""
+        del self.leases[lease.number], lease.klass.leases[lease.number]
+        self.pump(lease.klass)
+        self.to_node(ReturnLease([lease.number]))
+
+
+class SimWorker(Owner):
+    """A worker process: runs one task or is an actor; what its task submits, it owns."""
+
+    def __init__(self, cluster: Cluster, name: str, node: str) -> None:
+        super().__init__(cluster, name, node)
+        self.task: Task | None = None
+        self.blocked = False
+        self.resumed = False
+        self.actor = b""
+
+    def receive(self, message: Any) -> None:
+        if not self.alive:
+            return
+        match message:
+            case Push():
+                self.run(message)
+            case StartActor(spec=spec, incarnation=incarnation):
+                self.actor = spec.actor
+                self.cluster.clock.after(MS, lambda: self.alive and self.to_node(
+                    ActorStarted(spec.actor, incarnation)))
+            case _:
+                super().receive(message)
+
+    def run(self, push: Push) -> None:
+        task = push.task
+        assert self.task is None, f"{self.name} got a second task: two owners hold it"
+        assert not self.actor, f"{self.name} is an actor and got a task"
+        self.task, self.resumed = task, False
+        task.runs += 1
+        task.ran_at = self.node
+        self.cluster.check_use(self.node)
+
+        def finish() -> None:
+            if self.alive:
+                self.task = None
+                self.cluster.deliver(self.name, push.owner.name, Done(push.lease, task))
+
+        def resume() -> None:
+            if self.alive:
+                self.blocked, self.resumed = False, True
+                self.to_node(WorkerUnblocked())
+                self.cluster.clock.after(task.after_ns, finish)
+
+        def nest() -> None:
+            if not self.alive:
+                return
+            if not task.children:
+                finish()
+                return
+            self.when_done = resume
+            self.submit([child.again() for child in task.children])
+            self.blocked = True
+            self.to_node(WorkerBlocked())
+
+        self.cluster.clock.after(task.run_ns, nest)
+
+
+class Process:
+    """A machine with its connections and its timer."""
+
+    def __init__(self, cluster: Cluster, name: str, machine: Any) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.machine = machine
+        self.alive = True
+        self.connected: set[str] = set()
+        self._timer_ns: int | None = None
+
+    def handle(self, event: Any) -> None:
+        """Let the machine take an event, check it, do what it asks."""
+        if not self.alive:
+            return
+        effects = self.machine.handle(event, self.cluster.clock.now_ns)
+        self.machine.check()
+        for effect in effects:
+            self.perform(effect)
+        self.arm()
+
+    def arm(self) -> None:
+        """Wake at the machine's deadline."""
+        due_ns = self.machine.deadline_ns()
+        if due_ns is not None and (self._timer_ns is None or due_ns < self._timer_ns):
+            self._timer_ns = due_ns
+            self.cluster.clock.at(due_ns, lambda: self.wake(due_ns))
+
+    def wake(self, due_ns: int) -> None:
+        if self._timer_ns != due_ns or not self.alive:
+            return
+        self._timer_ns = None
+        deadline_ns = self.machine.deadline_ns()
+        if deadline_ns is not None and deadline_ns <= self.cluster.clock.now_ns:
+            self.handle(Tick())
+            deadline_ns = self.machine.deadline_ns()
+            assert deadline_ns is None or deadline_ns > self.cluster.clock.now_ns, f"{self.name} ticks in a tight loop"
+        self.arm()
+
+    def perform(self, effect: Any) -> None:
+        match effect:
+            case Connect(name=name):
+                self.connected.add(name)
+            case Disconnect(name=name):
+                self.connected.discard(name)
+            case Send(to=to, message=message):
+                opened = to.startswith(b">")
+                target = to.removeprefix(b">").decode()
+                assert not opened or target in self.connected, f"{self.name} sends to {target} without connecting"
+                self.cluster.deliver(self.name, target, message, opened=opened)
+            case _:
+                self.cluster.perform(self, effect)
+
+
+class Cluster:
+    """All processes, the clock, the network and the checkers."""
+
+    def __init__(self, seed: int, totals: list[dict[str, int]], *, replicas: int = 1, loss: float = 0.0,
+                 duplication: float = 0.0, start_failure: float = 0.0, delay_max_ns: int = MS) -> None:
+        self.rng = random.Random(seed)
+        self.clock = Clock()
+        self.network = Network(self.clock, self.rng, delay_max_ns=delay_max_ns, loss=loss, duplication=duplication,
+                               lossy=LOSSY, repeatable=REPEATABLE)
+        self.processes: dict[str, Process] = {}
+        self.owners: dict[str, Owner] = {}
+        self.totals: dict[str, dict[str, int]] = {}
+        self.actor_states: list[ActorStateChanged] = []
+        self.warnings: list[str] = []
+        self._start_failure = start_failure
+        self._workers = 0
+        self.schedulers = {f"scheduler-{index}": f"sim://scheduler-{index}" for index in range(replicas)}
+        for name in self.schedulers:
+            self.start_replica(name)
+        for index, total in enumerate(totals):
+            self.add_node(f"node-{index}", total)
+
+    # --- processes -----------------------------------------------------------------------------------------------
+
+    def add_node(self, name: str, total: dict[str, int], incarnation: int = 0) -> None:
+        self.totals[name] = total
+        machine = LocalScheduler(name, name, f"sim://{name}", total, schedulers=self.schedulers,
+                                 incarnation=incarnation)
+        self.processes[name] = Process(self, name, machine)
+        self.clock.after(self.rng.randrange(10 * MS), self.processes[name].arm)
+
+    def start_replica(self, name: str) -> None:
+        self.processes[name] = Process(self, name, GlobalScheduler(name))
+
+    def driver(self, node: str) -> Owner:
+        name = f"driver-{sum(1 for owner in self.owners if owner.startswith('driver'))}"
+        owner = self.owners[name] = Owner(self, name, node)
+        self.processes[node].handle(SessionJoined(name, name.encode(), "driver", 1, f"sim://{name}", f"job-{name}"))
+        return owner
+
+    def crash_driver(self, driver: Owner) -> None:
+        driver.alive = False
+        self.processes[driver.node].handle(DriverGone(driver.name))
+
+    def crash_node(self, name: str) -> None:
+        """The node and everything on it are gone at once."""
+        self.processes[name].alive = False
+        for owner in self.owners.values():
+            if owner.node == name:
+                owner.alive = False
+
+    def crash_worker(self, worker: SimWorker, signal: int = 9) -> None:
+        if worker.alive:
+            worker.alive = False
+            worker.task = None
+            self.network.send(worker.name, worker.node, None, lambda: self.processes[worker.node].handle(
+                WorkerDied(worker.name, Death(worker.name, 1, worker.node, signal=signal))))
+
+    def workers(self, node: str = "") -> list[SimWorker]:
+        return [owner for owner in self.owners.values()
+                if isinstance(owner, SimWorker) and owner.alive and (not node or owner.node == node)]
+
+    # --- messages and effects ------------------------------------------------------------------------------------
+
+    def deliver(self, source: str, target: str, message: Any, *, opened: bool = True) -> None:
+        """Carry a message; the receiver's route says who opened the dialog."""
+        def arrive() -> None:
+            if target in self.owners:
+                self.owners[target].receive(message)
+            elif target in self.processes:
+                route = source.encode() if opened else b">" + source.encode()
+                self.processes[target].handle(Received(route, message))
+
+        self.network.send(source, target, message, arrive)
+
+    def to_node(self, owner: Owner, message: Any) -> None:
+        self.deliver(owner.name, owner.node, message)
+
+    def perform(self, process: Process, effect: Any) -> None:
+        match effect:
+            case StartWorkers(count=count):
+                for _ in range(count):
+                    self.clock.after(self.rng.randrange(2 * MS, 10 * MS), lambda: self.born(process))
+            case StopWorker(name=name):
+                worker = self.owners[name]
+                assert isinstance(worker, SimWorker)
+                self.crash_worker(worker)
+            case ActorStateChanged():
+                self.actor_states.append(effect)
+            case Warn(text=text):
+                self.warnings.append(text)
+            case WorkerLabelled():
+                pass
+            case _:
+                raise AssertionError(f"unknown effect {effect}")
+
+    def born(self, process: Process) -> None:
+        if self.rng.random() < self._start_failure:
+            process.handle(WorkerStartFailed(1, "the simulation said so"))
+            return
+        if process.alive:
+            self._workers += 1
+            name = f"worker-{self._workers}"
+            self.owners[name] = SimWorker(self, name, process.name)
+            process.handle(SessionJoined(name, name.encode(), "worker", self._workers, f"sim://{name}"))
+
+    # --- checkers ------------------------------------------------------------------------------------------------
+
+    def check_use(self, node: str) -> None:
+        """What really runs on a node never exceeds its resources, but for tasks that went on after waiting."""
+        used: dict[str, int] = {}
+        for worker in self.workers(node):
+            if worker.task is not None and not worker.blocked and not worker.resumed:
+                for name, amount in worker.task.need.items():
+                    used[name] = used.get(name, 0) + amount
+        for name, amount in used.items():
+            assert amount <= self.totals[node].get(name, 0), f"{node} runs {amount} of {name}, has {self.totals[node]}"
+
+    def check_rest(self) -> None:
+        """Nothing is held when nothing is left to do: no lease was lost."""
+        for process in self.processes.values():
+            if process.alive and isinstance(process.machine, LocalScheduler):
+                rows = process.machine.describe()
+                assert not rows["leases"], f"{process.name}: leases left {rows['leases']}"
+                actors = [row for row in rows["workers"] if row["state"] == "actor"]
+                for row in rows["resources"]:
+                    held = sum(actor["resources"].get(row["name"], 0) for actor in actors)
+                    assert row["available"] == row["total"] - held, f"{process.name}: {row}"
+
+    def run(self, until: Any, limit_ns: int) -> bool:
+        """Let time pass until ``until()``; False if it took longer than ``limit_ns`` from now."""
+        return self.clock.run(until, self.clock.now_ns + limit_ns)
+
+    def rest(self, duration_ns: int) -> None:
+        """Let ``duration_ns`` pass."""
+        end_ns = self.clock.now_ns + duration_ns
+        self.clock.run(lambda: self.clock.now_ns >= end_ns, end_ns)

@@ -1,0 +1,152 @@
+"""What is on the disk after a turn, a crash, a full map; who may open it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from meshray.gcs import limits
+from meshray.gcs.log import ClientRecord, Entry, Persist, Persisted
+from meshray.gcs.storage import Storage, StorageFailed, StorageUnusable, file_system
+from meshray.machine import Send
+from meshray.messages.gcs import Refusal
+from meshray.messages.node import Ping
+
+
+def persist(*rows: tuple[str, bytes, int, bytes | None], client: str = "c", sequence: int = 1, **fields: Any) -> Persist:
+    return Persist(Entry(rows[0][2] if rows else 1, len(rows), client, sequence, list(rows), [], **fields), 3)
+
+
+@pytest.mark.parametrize("durability", ["fsync", "relaxed"])
+def test_a_turn_is_there_after_reopening(tmp_path: Path, durability: str) -> None:
+    storage = Storage(str(tmp_path), durability=durability)
+    assert storage.recovered.version == 0 and not storage.recovered.clients
+    answer = Send(b"c", Ping())
+    entry = Entry(1, 4, "c", 9, [("kv", b"a", 1, b"old"), ("kv", b"a", 2, b"new"), ("kv", b"b", 3, b"")], [Refusal(3, 2, b"x")])
+    assert storage.persist([Persist(entry, 3), answer, persist(("kv", b"b", 5, None), client="d")]) == [answer, Persisted(2)]
+    assert storage.persist([answer]) == [answer]
+    storage.close()
+    storage.close()
+
+    storage = Storage(str(tmp_path), durability=durability)
+    assert storage.get("kv", b"a") == (2, b"new") and storage.get("kv", b"b") is None
+    recovered = storage.recovered
+    assert (recovered.epoch, recovered.version) == (3, 5)
+    assert recovered.clients == {"c": ClientRecord(9, 1, [Refusal(3, 2, b"x")]), "d": ClientRecord(1, 5, [])}
+    storage.persist([Persist(Entry(6, 0, "", 0, [], [], ("d",)), 3)])
+    storage.close()
+    storage = Storage(str(tmp_path))
+    assert set(storage.recovered.clients) == {"c"} and storage.recovered.version == 5
+    storage.close()
+
+
+def test_scan_pages_through_a_prefix(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path), durability="relaxed")
+    storage.persist([persist(*(("kv", b"p%03d" % i, i + 1, b"v") for i in range(25)), ("kv", b"q", 26, b""))])
+    rows, more = storage.scan("kv", b"p", b"", 10)
+    assert [row.key for row in rows] == [b"p%03d" % i for i in range(10)] and more
+    rows, more = storage.scan("kv", b"p", b"p019", 10)
+    assert [row.key for row in rows] == [b"p%03d" % i for i in range(20, 25)] and not more
+    assert len(storage.scan("kv", b"", b"", 100)[0]) == 26
+    assert storage.scan("kv", b"x" * 600, b"", 10) == ([], False)
+    assert storage.scan("nothing", b"", b"", 10) == ([], False)
+    assert storage.get("kv", b"") is None and storage.get("kv", b"x" * 511) is None
+    assert storage.facts().rows["kv"] == 26
+    storage.close()
+
+
+def test_a_page_is_bounded_in_bytes(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path), durability="relaxed")
+    storage.persist([persist(*(("kv", b"%d" % i, i + 1, bytes(limits.ANSWER_BYTES_MAX // 2)) for i in range(5)))])
+    rows, more = storage.scan("kv", b"", b"", 10)
+    assert len(rows) == 3 and more
+    storage.close()
+
+
+def test_a_full_map_grows_and_the_turn_is_whole(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path), durability="relaxed", map_bytes=1 << 20)
+    rows = [("task", b"%06d" % i, i + 1, bytes(1000)) for i in range(5000)]
+    assert storage.persist([persist(*rows)]) == [Persisted(1)]
+    assert storage.facts().rows["task"] == 5000
+    assert storage.facts().map_bytes > 4 << 20
+    storage.close()
+    storage = Storage(str(tmp_path), durability="relaxed", map_bytes=1 << 20)
+    assert storage.facts().rows["task"] == 5000
+    storage.close()
+
+
+def test_a_map_that_may_not_grow_further_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAP_BYTES_MAX", 1 << 20)
+    storage = Storage(str(tmp_path), durability="relaxed", map_bytes=1 << 20)
+    with pytest.raises(StorageFailed, match="has reached 1048576 bytes"):
+        storage.persist([persist(*(("task", b"%d" % i, i + 1, bytes(1000)) for i in range(3000)))])
+    assert storage.facts().rows["task"] == 0
+    storage.close()
+
+
+def test_the_file_does_not_grow_when_rows_come_and_go(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path), durability="relaxed")
+    sizes = []
+    for turn in range(60):
+        keys = [b"%d-%d" % (turn, i) for i in range(200)]
+        storage.persist([persist(*(("task", key, 1, bytes(300)) for key in keys))])
+        storage.persist([persist(*(("task", key, 2, None) for key in keys))])
+        sizes.append(storage.facts().file_bytes)
+    assert storage.facts().rows["task"] == 0
+    assert sizes[-1] == sizes[10]
+    storage.close()
+
+
+def test_directory_is_private_and_has_one_owner(tmp_path: Path) -> None:
+    directory = tmp_path / "gcs"
+    storage = Storage(str(directory))
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
+    with pytest.raises(StorageUnusable, match="belongs to a running shard"):
+        Storage(str(directory))
+    storage.close()
+    Storage(str(directory)).close()
+
+
+def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageUnusable, match="cannot use"):
+        Storage(str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="durability is 'maybe'"):
+        Storage(str(tmp_path / "x"), durability="maybe")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "data.mdb").write_bytes(b"no database" * 1000)
+    with pytest.raises(StorageUnusable, match="cannot open"):
+        Storage(str(tmp_path / "bad"))
+    environment = lmdb.open(str(tmp_path / "old"), max_dbs=20)
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"format", b"meshray gcs 0", db=environment.open_db(b"_meta", txn=transaction))
+    environment.close()
+    with pytest.raises(StorageUnusable, match="reads b'meshray gcs 1'"):
+        Storage(str(tmp_path / "old"))
+
+
+def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "23 22 0:40 / /home\\040dir rw,relatime shared:1 - nfs4 server:/x rw\n"
+    )
+    assert file_system("/home dir/user", str(mounts)) == "nfs4"
+    assert file_system("/homes", str(mounts)) == "ext4"
+    monkeypatch.setattr("meshray.gcs.storage.file_system", lambda path: "nfs4")
+    with pytest.raises(StorageUnusable, match=r"network file system \(nfs4\)"):
+        Storage(str(tmp_path / "gcs"))
+
+
+def test_an_environment_is_not_used_across_a_fork(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage._pid = os.getpid() + 1
+    with pytest.raises(AssertionError, match="fork"):
+        storage.persist([persist(("kv", b"a", 1, b""))])
+    storage._pid = os.getpid()
+    storage.close()

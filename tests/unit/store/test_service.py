@@ -1,0 +1,49 @@
+"""The three machines as one: what goes where."""
+
+from __future__ import annotations
+
+from meshray import config
+from meshray.machine import Received, Send, Tick
+from meshray.messages import objects
+from meshray.messages.objects import (
+    ExtentGranted,
+    ObjectsFreed,
+    ObjectsSealed,
+    RequestChunks,
+    RequestExtent,
+    Sealed,
+    SurplusWanted,
+)
+from meshray.store.events import OwnerGone
+from meshray.store.service import ACCEPTS, StoreService
+
+
+def service() -> StoreService:
+    return StoreService(64 * config.MIB, "here", read=lambda offset, size: bytes(size), resolve_node=lambda name: None)
+
+
+def test_every_message_that_is_sent_to_a_node_about_the_arena_is_accepted() -> None:
+    to_sessions_or_owners = {
+        "HoldObjects", "HoldsRegistered", "ReleaseObjects", "ResolveObjects", "ObjectResolved", "ExtentGranted",
+        "ExtentRefused", "RangesFreed", "ObjectFetched", "FetchFailed", "HoldersDied", "SurplusWanted",
+    }  # fmt: skip
+    assert {kind.__name__ for kind in objects.MESSAGES} >= {kind.__name__ for kind in ACCEPTS}
+    assert not {kind.__name__ for kind in ACCEPTS} & to_sessions_or_owners
+
+
+def test_an_owner_that_is_gone_frees_its_objects_here_and_where_they_were_copied_to() -> None:
+    store = service()
+    (granted,) = store.handle(Received(b"s", RequestExtent(1, 0)), 1)
+    assert isinstance(granted.message, ExtentGranted)
+    store.handle(Received(b"s", ObjectsSealed([Sealed(b"x", 0, 10, "driver"), Sealed(b"y", 64, 10, "other")])), 1)
+    store.handle(Received(b"peer", RequestChunks(b"x", [0])), 1)
+    freed = store.handle(OwnerGone("driver"), 2)
+    assert freed == [Send(b"peer", ObjectsFreed([b"x"])), Send(b"s", objects.RangesFreed([(0, 10)]))]
+    assert store.statistics()["sealed"] == 1
+    store.check()
+
+
+def test_events_of_others_are_left_alone_and_nothing_is_due() -> None:
+    store = service()
+    assert store.handle(Received(b"s", SurplusWanted()), 1) == [] and store.handle("anything", 1) == []
+    assert store.deadline_ns() is None and store.handle(Tick(), 5) == []
