@@ -18,7 +18,7 @@ from meshray.cluster_config import json_schema, read_cluster_config
 from meshray.errors import ClusterNotFoundError
 from meshray.processes import run_dirs
 
-EXIT_DIFFERS = 4
+from .exits import Differs, Failed
 
 
 @click.command()
@@ -44,15 +44,16 @@ def up(file: str) -> None:
         click.echo(f"cluster {name} runs already, nothing to do: {run_dirs.find_address(name)}")
         return
     if state == "broken":
-        raise click.ClickException(f"cluster {name} is not whole:{lines}\nend it with: meshray down {name}")
+        raise Failed(f"cluster {name} is not whole:{lines}\nend it with: meshray down {name}")
     if state == "differs":
-        failure = click.ClickException(f"cluster {name} runs with another configuration:{lines}\n"
-                                       f"end it first: meshray down {name} && meshray up {file}")
-        failure.exit_code = EXIT_DIFFERS
-        raise failure
+        raise Differs(f"cluster {name} runs with another configuration:{lines}\n"
+                      f"end it first: meshray down {name} && meshray up {file}")
     # A terminated start cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    started = local_cluster.start_cluster(cluster, click.echo)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        started = local_cluster.start_cluster(cluster, click.echo)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     click.echo(f"cluster {name} is up: {started.address}\n"
                f'join it with meshray.init(address="auto"), end it with meshray down')
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import click
 
 import meshray
-from meshray.cli.cluster import down, up
 from meshray.processes.run_dirs import ADDRESS_VARIABLE, ROOT_VARIABLE
+
+from .clusters import down, up
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NEEDED = ("gymnasium", "matplotlib")
@@ -36,14 +37,15 @@ def run(out: str, seed: int, quick: bool) -> None:
     if not program.exists():
         raise click.ClickException(f"{program} is missing: the demo runs from a clone, with pip install -e '.[demo]'")
     with tempfile.TemporaryDirectory(prefix="meshray-demo-") as root, own_root(root):
-        up(str(EXAMPLES / "cluster.yaml"))
+        cluster = str(EXAMPLES / "cluster.yaml")
+        up.main([cluster], standalone_mode=False)
         try:
             arguments = ["--out", out, "--seed", str(seed), *(["--quick"] if quick else [])]
             with command_line(str(program), *arguments):
                 runpy.run_path(str(program), run_name="__main__")
         finally:
             meshray.shutdown()
-            down()
+            down.main([cluster], standalone_mode=False)
 
 
 @contextmanager

@@ -19,12 +19,11 @@ from meshray.version import __version__
 from .clusters import down, schema, up
 from .demo_command import demo
 from .doctor import doctor
+from .exits import EXIT_INTERRUPTED, Failed, NotFound, WrongFile
 from .listing import list_rows
 from .logs import logs
 from .status import status
 from .timeline import timeline
-
-EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 EPILOG = """
 \b
@@ -60,19 +59,13 @@ class Commands(click.Group):
             click.echo("interrupted", err=True)
             ctx.exit(EXIT_INTERRUPTED)
         except ClusterConfigError as error:
-            raise _failure(error, EXIT_USAGE) from error
+            raise WrongFile(str(error)) from error
         except ClusterNotFoundError as error:
-            raise _failure(error, EXIT_NOT_FOUND) from error
+            raise NotFound(str(error)) from error
         except BrokenPipeError:
             raise
         except (MeshrayError, OSError) as error:
-            raise _failure(error, EXIT_FAILED) from error
-
-
-def _failure(error: Exception, code: int) -> click.ClickException:
-    failure = click.ClickException(str(error))
-    failure.exit_code = code
-    return failure
+            raise Failed(str(error)) from error
 
 
 @click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -55,8 +55,10 @@ class TaskError(MeshrayError):
     def __reduce__(self) -> tuple[Any, ...]:
         # An error that came over the wire goes on as the bytes it came as, with its whole chain.
         came_as: tuple[Any, ...] | None = self.__dict__.get(CAME_AS)
-        return came_as or (_rebuild, (self._message, self.cause, self.function_name, self.traceback_str, self.pid, self.node,
-                                      type(self) is not TaskError))
+        if came_as is not None:
+            return came_as
+        return _rebuild, (self._message, self.cause, self.function_name, self.traceback_str, self.pid, self.node,
+                          type(self) is not TaskError)
 
     def root_cause(self) -> BaseException | None:
         """Return the exception at the beginning: what user code raised, however many tasks passed it on."""
@@ -136,7 +138,7 @@ def _reduce_ex(self: TaskError, protocol: int) -> tuple[Any, ...]:
 
 
 class RemoteException(MeshrayError):
-    """Cause of a ``TaskError``: stands for the user's exception, which could not be rebuilt here; the message says why."""
+    """Cause of a ``TaskError`` whose own exception could not be rebuilt here; the message says why."""
 
 
 class RemoteTraceback(MeshrayError):

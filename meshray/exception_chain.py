@@ -232,7 +232,7 @@ def _rebuild(link: Link) -> BaseException:
 def _traceback(frames: tuple[tuple[str, int, str], ...]) -> TracebackType | None:
     if not frames:
         return None
-    from tblib import Traceback
+    from tblib import Traceback  # type: ignore[import-untyped]
 
     chain: dict[str, Any] | None = None
     for file, line, name in reversed(frames):

@@ -63,15 +63,15 @@ class ObjectRef(msgspec.Struct, weakref=True, eq=False, repr_omit_defaults=True)
 
     def future(self) -> concurrent.futures.Future[Any]:
         """Return a ``concurrent.futures.Future`` that gets the value, or the exception that ``get`` would raise."""
-        from meshray.session import current
+        from meshray.session import current, futures
 
-        return current.session().future_of(self)
+        return futures.future_of(current.session(), self)
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait for the value in an event loop: ``value = await ref``."""
-        from meshray.session import current
+        from meshray.session import current, futures
 
-        return current.session().awaitable_of(self).__await__()
+        return futures.await_ref(current.session(), self).__await__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         from meshray import serialization

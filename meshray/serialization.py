@@ -81,7 +81,7 @@ def serialize(value: Any, *, of: str = "the value") -> Serialized:
         if (kind is str or kind is bytes) and len(value) >= config.INLINE_BYTES_MAX:
             return _serialize_large(value)
         return Serialized(_marshal(value, _MARSHAL_VERSION))
-    return Serialized(*_pickle(value, lambda: of))
+    return Serialized(*_pickle(value, lambda: (of, value)))
 
 
 def _serialize_large(value: str | bytes) -> Serialized:
@@ -110,8 +110,9 @@ def is_simple(data: bytes | memoryview) -> bool:
     return _OWN_FORMS_END <= data[0] < _PICKLE_FORM
 
 
-def _pickle(value: Any, of: Callable[[], str]) -> tuple[bytes, list[memoryview], list[ObjectRef]]:
-    """Pickle ``value``: plainly if that is exact, else by value. ``of`` is asked for its name if neither works."""
+def _pickle(value: Any, blame: Callable[[], tuple[str, Any]]) -> tuple[
+        bytes, list[memoryview], list[ObjectRef]]:
+    """Pickle ``value``: plainly if that is exact, else by value. If neither works, ``blame`` names the part to blame."""
     refs: list[ObjectRef] = []
     buffers: list[memoryview] = []
 
@@ -135,19 +136,19 @@ def _pickle(value: Any, of: Callable[[], str]) -> tuple[bytes, list[memoryview],
             data = b""
         refs.clear()
         buffers.clear()
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]
 
         data = cloudpickle.dumps(value, protocol=5, buffer_callback=take)
     except MemoryError:
         raise
     except Exception as error:
-        raise _explained(value, of(), error) from error
+        raise _explained(*blame(), error) from error
     finally:
         _collecting.refs = outer
     return data, buffers, refs
 
 
-def _explained(value: Any, of: str, error: Exception) -> UnserializableError:
+def _explained(of: str, value: Any, error: Exception) -> UnserializableError:
     from meshray.unpicklable import explain
 
     return UnserializableError(explain(value, of, error))
@@ -189,7 +190,7 @@ def _look_for_private_modules() -> None:
     global _private, _modules_seen, _registry
     found = private_modules.find_new(_modules_checked)
     if found or "cloudpickle" in sys.modules:
-        import cloudpickle.cloudpickle
+        import cloudpickle.cloudpickle  # type: ignore[import-untyped]
 
         for module in found:
             cloudpickle.register_pickle_by_value(module)
@@ -281,10 +282,10 @@ def serialize_args(args: tuple[Any, ...], kwargs: dict[str, Any], *, of: Any = "
         if data is not None:
             return data, (), slots or None, ()
 
-    def blame() -> str:
-        from meshray.unpicklable import name_argument
+    def blame() -> tuple[str, Any]:
+        from meshray.unpicklable import find_argument
 
-        return name_argument(args, kwargs, of)
+        return find_argument(args, kwargs, of)
 
     data, buffers, refs = _pickle((args, kwargs), blame)
     return data, buffers, slots or None, refs
@@ -337,7 +338,7 @@ def dump_function(function: Any) -> bytes:
     try:
         data: bytes = cloudpickle.dumps(function, protocol=5)
     except Exception as error:
-        raise _explained(function, name, error) from error
+        raise _explained(name, function, error) from error
     finally:
         _collecting.refs = outer
     if len(data) > FUNCTION_BYTES_WARN:

@@ -42,14 +42,15 @@ def explain(value: Any, of: str, error: BaseException) -> str:
     return f"{of}: {culprit.name.strip()} is a {_type_name(culprit.obj)}, which cannot be pickled ({error})"
 
 
-def name_argument(args: tuple[Any, ...], kwargs: dict[str, Any], of: Any) -> str:
-    """Name the first argument that cannot be pickled: ``argument 'x' of f``. ``of`` is the function or its name."""
+def find_argument(args: tuple[Any, ...], kwargs: dict[str, Any], of: Any) -> tuple[str, Any]:
+    """Return name (``argument 'x' of f``) and value of the first argument that cannot be pickled. ``of`` is the function
+    or its name."""
     function = of if isinstance(of, str) else getattr(of, "__qualname__", repr(of))
     for name, value in itertools.chain(enumerate(args), kwargs.items()):
         if not _picklable(value):
             label = _parameter(of, name) if isinstance(name, int) and callable(of) else repr(name)
-            return f"argument {label} of {function}"
-    return f"arguments of {function}"
+            return f"argument {label} of {function}", value
+    return f"arguments of {function}", (args, kwargs)
 
 
 def inspect_serializability(base_obj: Any, name: str | None = None, depth: int = 3,

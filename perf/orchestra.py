@@ -108,12 +108,12 @@ class Orchestra:
         """Run the named rows. Return the medians by row and system, and memory in MB after them by system."""
         players = {system: Player(system, python) for system, python in self.pythons.items()}
         try:
-            for player in players.values():
-                player.tell("start", cpus=cpus)
-            results = {name: self._row(players, name) for name in names}
-            memory: Values = {system: player.footprint_bytes() / 1e6 for system, player in players.items()}
-            for player in players.values():
-                self._stop(player)
+            living = {system: player for system, player in players.items()
+                      if self._attempt(player, "start", cpus=cpus) is not None}
+            results = {name: self._row(living, name) for name in names}
+            memory: Values = {system: player.footprint_bytes() / 1e6 for system, player in living.items()}
+            for player in living.values():
+                self._attempt(player, "stop")
             return results, memory
         finally:
             for player in players.values():
@@ -144,7 +144,7 @@ class Orchestra:
             for system in self.in_turn(round_number):
                 with Player(system, self.pythons[system]) as player:
                     started = self._attempt(player, "start", cpus=cpus)
-                    stopped = self._attempt(player, "stop")
+                    stopped = None if started is None else self._attempt(player, "stop")
                 if started is not None and stopped is not None:
                     starts[system].append(started)
                     stops[system].append(stopped)
@@ -168,9 +168,6 @@ class Orchestra:
         except SubjectFailed as failure:
             print(f"row left empty: {failure}", file=sys.stderr)
             return None
-
-    def _stop(self, player: Player) -> None:
-        self._attempt(player, "stop")
 
 
 def medians(samples: dict[str, list[float]]) -> Values:

@@ -126,8 +126,9 @@ class NodeProcess:
         """End the children and remove what is ours."""
         self.peers.close(linger_ms=300)
         self._zygote.close()
-        for pid in self._services:
-            _signal(pid, signal.SIGTERM)
+        for pid, name in self._services.items():
+            if name != "zygote":  # the zygote ends with its pipe, after it has reaped the workers
+                _signal(pid, signal.SIGTERM)
         deadline_ns = time.monotonic_ns() + _SERVICE_PATIENCE_NS
         for pid, name in self._services.items():
             if not _ended(pid, deadline_ns):

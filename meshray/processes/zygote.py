@@ -62,6 +62,8 @@ class Zygote:
                 break
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
+        for pid in self._children:
+            os.waitpid(pid, 0)
 
     def _import(self, module: str) -> None:
         try:

@@ -225,7 +225,7 @@ class Demands:
         strategy = claim.strategy
         if strategy.kind == "node" and not claim.owner.node and not (
                 policy.is_here(strategy, self._context.node, self._context.name)
-                or (strategy.soft and claim.quota > 0):
+                or (strategy.soft and claim.quota > 0)):
             return 0
         if strategy.kind == "spread" and not claim.owner.node and self._context.view:
             return min(claim.missing, max(0, claim.quota - len(claim.leases)))

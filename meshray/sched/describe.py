@@ -10,13 +10,8 @@ from typing import Any
 from meshray.sched.actors import Actors
 from meshray.sched.context import Context
 from meshray.sched.demands import Demands
-from meshray.sched.ledger import WEIGHTLESS
-from meshray.sched.policy import Resources
+from meshray.sched.ledger import visible
 from meshray.sched.spill import Spill
-
-
-def _visible(need: Resources) -> Resources:
-    return {name: amount for name, amount in need.items() if name != WEIGHTLESS}
 
 
 def rows(context: Context, demands: Demands, actors: Actors, spill: Spill) -> dict[str, list[dict[str, Any]]]:
@@ -30,10 +25,10 @@ def rows(context: Context, demands: Demands, actors: Actors, spill: Spill) -> di
         "workers": [{"worker": worker.name, "pid": worker.pid, "node": context.node, "state": worker.state,
                      "blocked": worker.allocation is not None and worker.allocation.parked, "label": worker.label,
                      "job": worker.job, "lease": worker.lease, "actor": worker.actor.hex(),
-                     "resources": _visible(worker.allocation.resources) if worker.allocation else {}}
+                     "resources": visible(worker.allocation.resources) if worker.allocation else {}}
                     for worker in context.pool.workers.values()],
         "demands": [{"owner": claim.owner.name, "class": claim.klass, "label": claim.label,
-                     "resources": _visible(claim.need), "wanted": claim.count, "held": claim.held,
+                     "resources": visible(claim.need), "wanted": claim.count, "held": claim.held,
                      "missing": claim.missing, "backlog": claim.backlog, "mean_ns": claim.mean_ns,
                      "infeasible": claim.stuck, "elsewhere": {node: ask.asked for node, ask in claim.remote.items()}}
                     for claim in demands.claims()],

@@ -27,6 +27,11 @@ WEIGHTLESS_MAX = 16
 _PARKED = (CPU, WEIGHTLESS)
 
 
+def visible(need: Resources) -> Resources:
+    """Return ``need`` as others should see it."""
+    return {name: amount for name, amount in need.items() if name != WEIGHTLESS}
+
+
 class Allocation(msgspec.Struct, eq=False):
     """What one worker holds. ``gpus``: indices, ``share`` units of each. ``parked``: its CPU is lent out."""
 

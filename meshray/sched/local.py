@@ -51,6 +51,7 @@ from meshray.sched.events import (
     WorkerLeft,
     WorkerStartFailed,
 )
+from meshray.sched.policy import Waiter
 from meshray.sched.pool import ACTOR, IDLE, LEASED, LEAVING, Worker
 from meshray.sched.spill import Spill
 
@@ -368,15 +369,20 @@ class LocalScheduler:
         count = context.pool.to_start(needed, now_ns)
         if count:
             context.emit(StartWorkers(count))
-        for claim in self._demands.waiting():
+        for claim in self._demands.claims():
             if claim.remote:
                 self._spill.trim(claim)
         self._spill.seek()
-        waiters = self._demands.waiters() + self._actors.waiters()
+        waiters = self._oversubscribed() + self._demands.waiters() + self._actors.waiters()
         self._waiting = bool(waiters or self._spill.requests or needed)
         if waiters and now_ns - self._reclaim_ns >= RECLAIM_NS:
             self._reclaim_ns = now_ns
             self._demands.reclaim(waiters)
+
+    def _oversubscribed(self) -> list[Waiter]:
+        """What workers that went on after waiting took beyond the total is asked back like anybody's need."""
+        over = self._context.ledger.oversubscribed()
+        return [Waiter("unblocked", "", 0, 0, 0, dict.fromkeys(over, 0), 1)] if over else []
 
     def _heartbeat(self) -> None:
         """Report the load: in its rhythm, and at once when a resource was used up or became free again."""

@@ -190,14 +190,14 @@ def victims(waiters: list[Waiter], holdings: list[Holding], room: Resources, now
         for _ in range(min(waiter.short, VICTIMS_MAX)):
             picked: list[Holding] = []
             while not covers(room, waiter.need):
-                holding = _victim(waiter, free, owners, claims, room, now_ns)
-                if holding is None:
+                victim = _victim(waiter, free, owners, claims, room, now_ns)
+                if victim is None:
                     break
-                free.remove(holding)
-                picked.append(holding)
-                owners[holding.owner] -= 1
-                claims[holding.key] -= 1
-                subtract(room, holding.need, -1)
+                free.remove(victim)
+                picked.append(victim)
+                owners[victim.owner] -= 1
+                claims[victim.key] -= 1
+                subtract(room, victim.need, -1)
             if not covers(room, waiter.need):
                 break
             chosen += [holding.lease for holding in picked]

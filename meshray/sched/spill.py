@@ -32,6 +32,7 @@ from meshray.sched.actors import Actor, Actors
 from meshray.sched.context import Context
 from meshray.sched.demands import Ask, Claim, Demands, Owner
 from meshray.sched.events import Warn
+from meshray.sched.ledger import visible
 
 PLACE_TIMEOUT_NS = 500 * config.MILLISECOND_NS
 """Silence after which the next replica is asked."""
@@ -94,7 +95,7 @@ class Spill:
             self._seek_actor(actor)
 
     def _seek_claim(self, claim: Claim) -> None:
-        key = (claim.owner.name, claim.klass)
+        key, need = (claim.owner.name, claim.klass), visible(claim.need)
         short = claim.missing - sum(ask.asked - ask.held for ask in claim.remote.values())
         if short <= 0 or self._resting(key):
             return
@@ -103,10 +104,10 @@ class Spill:
         else:
             count = policy.spill_count(
                 min(short, claim.short), backlog=claim.backlog, mean_ns=claim.mean_ns, running=len(claim.leases),
-                need=claim.need, elsewhere=(load.available for load in self._context.view.values()))
+                need=need, elsewhere=(load.available for load in self._context.view.values()))
         if count > 0:
-            self._ask(key, claim.need, count, PlaceDemand(
-                0, self._context.node, claim.need, count, claim.strategy, claim.mean_ns, claim.input_bytes))
+            self._ask(key, PlaceDemand(
+                0, self._context.node, need, count, claim.strategy, claim.mean_ns, claim.input_bytes))
 
     def _must_move(self, claim: Claim) -> bool:
         context, strategy = self._context, claim.strategy
@@ -125,14 +126,14 @@ class Spill:
             return
         need = {name: max(need.get(name, 0), actor.spec.run_resources.get(name, 0))
                 for name in need.keys() | actor.spec.run_resources.keys()}
-        self._ask(key, need, 1, PlaceDemand(0, self._context.node, need, 1, actor.spec.strategy))
+        self._ask(key, PlaceDemand(0, self._context.node, need, 1, actor.spec.strategy))
 
     def _resting(self, key: Any) -> bool:
         return key in self._open or self._context.now_ns < self._not_before_ns.get(key, 0)
 
-    def _ask(self, key: Any, need: policy.Resources, count: int, message: PlaceDemand) -> None:
+    def _ask(self, key: Any, message: PlaceDemand) -> None:
         if not self.schedulers:
-            self._alone(key, need, message)
+            self._alone(key, message)
             return
         self._number += 1
         exclude = self._shunned.pop(key, None)
@@ -141,10 +142,10 @@ class Spill:
         self._open[key] = self._number
         self._send_request(self.requests[self._number])
 
-    def _alone(self, key: Any, need: policy.Resources, message: PlaceDemand) -> None:
+    def _alone(self, key: Any, message: PlaceDemand) -> None:
         """No global scheduler: this node is the cluster."""
         context = self._context
-        placement = policy.place(need, message.count, [policy.Candidate(
+        placement = policy.place(message.resources, message.count, [policy.Candidate(
             context.node, context.name, context.endpoint, dict(context.ledger.total), dict(context.ledger.available))],
             asker=context.node, strategy=message.strategy)
         places = [(context.node, context.endpoint, message.count)] if placement.feasible else []
@@ -219,7 +220,7 @@ class Spill:
     def _send_ask(self, claim: Claim, node: str, ask: Ask) -> None:
         self._context.send_to(node, ask.endpoint, RequestRemoteLease(
             claim.owner.name, self._context.node, claim.owner.job,
-            Demand(claim.klass, claim.need, ask.asked, claim.label, claim.strategy, claim.backlog, claim.mean_ns,
+            Demand(claim.klass, visible(claim.need), ask.asked, claim.label, claim.strategy, claim.backlog, claim.mean_ns,
                    claim.input_bytes)))
 
     def trim(self, claim: Claim) -> None:

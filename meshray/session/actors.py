@@ -144,10 +144,11 @@ class Actors:
             if task.slots or task.refs or task.blob:
                 entry = objects.entry_of(task)
                 entries.append(CallEntry(task.seq, task.index, link.order, task.method, task.args, entry.arguments,
-                                         task.refs, task.num_returns, entry.args_location, task.group))
+                                         task.refs, task.num_returns, entry.args_location, task.group,
+                                         task.retry_exceptions))
             else:
                 entries.append(CallEntry(task.seq, task.index, link.order, task.method, task.args, None, None,
-                                         task.num_returns, None, task.group))
+                                         task.num_returns, None, task.group, task.retry_exceptions))
         self._session.send(link.route, CallActor(link.actor, link.incarnation, batch[0].prefix, entries,
                                                  self._session.job, self._session.endpoint))
 
@@ -192,7 +193,7 @@ class Actors:
         if link is None or link.state == "dead" or message.incarnation < link.incarnation:
             return
         link.node = message.node or link.node
-        if message.state == "alive":
+        if message.state == "alive" and (message.incarnation > link.incarnation or link.state != "restarting"):
             if message.incarnation > link.incarnation:
                 self._leave_worker(link, None)
                 link.incarnation = message.incarnation
@@ -251,7 +252,10 @@ class Actors:
             self._session.to_node(KillActor(link.actor, True, "all handles are gone"))
 
     def kill(self, actor: bytes, *, no_restart: bool) -> None:
-        """End an actor's process now. (leader)"""
+        """End an actor's process now; calls made from here on are not run by it. (leader)"""
+        link = self.links.get(actor)
+        if link is not None and link.state == "alive":
+            link.state = "restarting"
         self._session.to_node(KillActor(actor, no_restart))
 
     def recheck(self, now_ns: int) -> None:

@@ -200,7 +200,7 @@ class Executor:
         if serialized.size_bytes <= config.INLINE_BYTES_MAX:
             return Value(serialized.inline(), None, refs)
         location = self.session.objects.store(serialized)
-        self.session.objects.seal(identity, location)
+        self.session.objects.seal(identity, location, name_of(route))
         return Value(None, location, refs, identity)
 
     def failure(self, seq: int, error: BaseException, name: str, context: TaskContext,

@@ -320,11 +320,11 @@ class Objects:
         stored: Stored = ref._value
         if not stored.sealed:
             stored.sealed = True
-            self.seal(stored.object, stored.location)
+            self.seal(stored.object, stored.location, self._session.name)
 
-    def seal(self, identity: bytes, location: Location) -> None:
-        """Tell the node of a complete object that another process owns. Any thread."""
-        sealed = ObjectsSealed([Sealed(identity, location.offset, location.size_bytes)])
+    def seal(self, identity: bytes, location: Location, owner: str) -> None:
+        """Tell the node of a complete object and whose it is. Any thread."""
+        sealed = ObjectsSealed([Sealed(identity, location.offset, location.size_bytes, owner)])
         self._session.later(lambda: self._session.to_node(sealed))
 
     def free_dropped(self) -> None:
@@ -424,7 +424,7 @@ class Objects:
             if ref is not None and ref._state == STORED and not ref._value.sealed:
                 ref._value.sealed = True
                 location = ref._value.location
-                sealed.append(Sealed(ref.binary(), location.offset, location.size_bytes))
+                sealed.append(Sealed(ref.binary(), location.offset, location.size_bytes, self._session.name))
         if sealed:
             self._session.to_node(ObjectsSealed(sealed))
 

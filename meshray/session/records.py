@@ -45,6 +45,7 @@ class Task(msgspec.Struct, eq=False):
     num_returns: int = 1
     order: int = 0
     group: str | None = None
+    retry_exceptions: bytes | None = None
     submitted_ns: int = 0
     parent_seq: int = 0
 

@@ -583,11 +583,13 @@ class Session:
             raise AssertionError("the arena may not grow inside a turn")
         self.call(ask)
         if not self.block_until(lambda: bool(answer), time.monotonic_ns() + 60 * config.SECOND_NS):
-            raise errors.ObjectStoreFullError(size_bytes, 0, 0, self.surroundings.arena_bytes)
+            raise errors.ObjectStoreFullError(need_bytes=size_bytes, free_bytes=0, used_bytes=0,
+                                              capacity_bytes=self.surroundings.arena_bytes)
         granted = answer[0]
         if isinstance(granted, object_messages.ExtentRefused):
             raise errors.ObjectStoreFullError(
-                granted.need_bytes, granted.free_bytes, granted.used_bytes, granted.capacity_bytes)
+                need_bytes=granted.need_bytes, free_bytes=granted.free_bytes, used_bytes=granted.used_bytes,
+                capacity_bytes=granted.capacity_bytes)
         return granted.offset, granted.size_bytes, granted.populated_bytes
 
     def _on_extent(self, route: Route, message: Any) -> None:

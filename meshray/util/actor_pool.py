@@ -30,8 +30,8 @@ class ActorPool:
         """Reference -> (number of the call, its actor)."""
         self._refs: dict[int, Any] = {}
         self._waiting: deque[tuple[Call, Any]] = deque()
-        self._next_submit = 0
-        self._next_return = 0
+        """Number of the call -> its reference, oldest first."""
+        self._submitted = 0
 
     def map(self, fn: Call, values: Iterable[Any]) -> Iterator[Any]:
         """Call ``fn(actor, value)`` for every value; yield the results in the order of the values.
@@ -68,16 +68,16 @@ class ActorPool:
             return
         actor = self._idle.pop()
         ref = fn(actor, value)
-        self._running[ref] = (self._next_submit, actor)
-        self._refs[self._next_submit] = ref
-        self._next_submit += 1
+        self._running[ref] = (self._submitted, actor)
+        self._refs[self._submitted] = ref
+        self._submitted += 1
 
     def has_next(self) -> bool:
         """Whether there are results that nobody has fetched."""
         return bool(self._running)
 
     def get_next(self, timeout: float | None = None, ignore_if_timedout: bool = False) -> Any:
-        """Return the next result in the order of the calls.
+        """Return the result of the oldest call that is not fetched yet.
 
         Args:
             timeout: Seconds to wait, None without limit.
@@ -85,14 +85,11 @@ class ActorPool:
 
         Raises:
             StopIteration: There are no results left.
-            ValueError: After ``get_next_unordered`` the order is lost.
             TimeoutError: It is not ready in time.
         """
         if not self.has_next():
             raise StopIteration("no more results to get")
-        if self._next_return not in self._refs:
-            raise ValueError("get_next() is not possible after get_next_unordered(): the order is lost")
-        return self._take([self._refs[self._next_return]], timeout, ignore_if_timedout)
+        return self._take([next(iter(self._refs.values()))], timeout, ignore_if_timedout)
 
     def get_next_unordered(self, timeout: float | None = None, ignore_if_timedout: bool = False) -> Any:
         """Return the result that is ready first. Arguments and errors as for ``get_next``."""
@@ -109,7 +106,6 @@ class ActorPool:
         ref = ready[0] if ready else refs[0]
         number, actor = self._running.pop(ref)
         del self._refs[number]
-        self._next_return = max(self._next_return, number + 1)
         if not ready:
             self._free(actor)
             raise TimeoutError(f"no result within {timeout} s: {ref!r} was given up")

@@ -3,7 +3,8 @@
 *Shell (processes, files).* Runs in the pytest process; ``Gate`` and ``Journal`` also run in workers.
 
 1. Nothing here sleeps for timing: every wait has a predicate and a deadline.
-2. A process belongs to a test's cluster when ``MESHRAY_RUN_ROOT`` in its environment is the root the test made.
+2. A process belongs to a test's cluster when it got the test's run root in its environment, or writes its output into
+   that root (a process that set its title may have lost the environment that /proc shows).
 """
 
 from __future__ import annotations
@@ -97,15 +98,18 @@ def wait_gone(pid: int, timeout_s: float = DEADLINE_S) -> None:
 
 def processes_of(root: str) -> dict[int, str]:
     """Living processes of the clusters under this run root: pid -> command line. The caller is not among them."""
-    wanted = f"{ROOT_VARIABLE}={root}".encode()
     found: dict[int, str] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with suppress(OSError):
-            if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0") and is_alive(int(entry)):
-                found[int(entry)] = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            if pid != os.getpid() and is_alive(pid) and _belongs(pid, root):
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     return found
+
+
+def _belongs(pid: int, root: str) -> bool:
+    if f"{ROOT_VARIABLE}={root}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+        return True
+    return any(os.readlink(f"/proc/{pid}/fd/{number}").startswith(f"{root}/") for number in (1, 2))
 
 
 def sockets_under(root: str) -> list[str]:
@@ -232,12 +236,15 @@ cluster_name: {name}
 provider:
   type: local
 nodes:
-  left:
-    resources: {{CPU: 2, left: 4}}
+  - name: left
+    num_cpus: 2
+    resources: {{left: 4}}
     object_store_memory: 256MiB
-  right:
-    resources: {{CPU: 2, right: 4}}
+  - name: right
+    num_cpus: 2
+    resources: {{right: 4}}
     object_store_memory: 256MiB
+schedulers: 2
 """
 
 

@@ -129,12 +129,22 @@ def test_down_while_a_driver_is_joined(two_nodes):
         meshray.get(ref, timeout=30)
 
 
+def test_up_with_another_configuration_changes_nothing(two_nodes, tmp_path):
+    file = tmp_path / "pair.yaml"
+    file.write_text(file.read_text().replace("left: 4", "left: 5"))
+    result = command_line("up", str(file), ok=False)
+    assert result.returncode == 4
+    assert "left" in result.stdout + result.stderr
+    assert meshray.cluster_resources()["left"] == 4
+
+
 @pytest.mark.parametrize(("change", "words"), [
-    (("cluster_name", "cluster_nam"), ["cluster_nam", "did you mean", "cluster_name", "line 1"]),
-    (("type: local", "typ: local"), ["typ", "did you mean", "type", "line 3"]),
-    (("CPU: 2", "CPU: many"), ["CPU", "many"]),
-    (("CPU: 2", "CPU: -2"), ["CPU", "-2"]),
-    (("provider:", "provider: ["), ["line"]),
+    (("cluster_name", "cluster_nam"), ["bad.yaml:1", "cluster_nam", "did you mean cluster_name"]),
+    (("type: local", "typ: local"), ["bad.yaml:3", "provider.typ", "did you mean type"]),
+    (("num_cpus: 2", "num_cpus: many"), ["bad.yaml:6", "num_cpus", "many"]),
+    (("num_cpus: 2", "num_cpus: -2"), ["bad.yaml:6", "num_cpus", "-2"]),
+    (("num_cpus: 2", "num_cpu: 2"), ["bad.yaml:6", "num_cpu", "did you mean num_cpus"]),
+    (("provider:", "provider: ["), ["bad.yaml:", "not valid YAML"]),
 ])
 def test_bad_files_are_refused_before_anything_starts(root, tmp_path, change, words):
     file = tmp_path / "bad.yaml"

@@ -195,7 +195,8 @@ def test_unwritable_disk_ends_the_shard_with_a_message(tmp_path: Path) -> None:
               "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n" + PROGRAM
     endpoint = ipc_endpoint(str(tmp_path), "shard.sock")
     process = subprocess.Popen(
-        [sys.executable, "-c", limited, NAME, endpoint, str(tmp_path / "gcs"), "fsync"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", limited, NAME, endpoint, str(tmp_path / "gcs"), "fsync"],
+        stderr=subprocess.PIPE, text=True,
     )
     caller = Caller("caller-3", tmp_path, Shard(1, [(NAME, endpoint)]))
     try:

@@ -26,7 +26,8 @@ def exactly_once(world: World) -> None:
     for write, times in seen.items():
         if times > 1:
             raise Violation(f"Write {write} was done {times} times")
-    versions: dict[int, Key] = {version: (table, key) for entry in world.disk.log for table, key, version, _ in entry.rows}
+    changes = [change for entry in world.disk.log for change in entry.rows]
+    versions: dict[int, Key] = {version: (table, key) for table, key, version, _ in changes}
     for call in world.calls:
         if call.ops is None or call.answer is None or call.answer.error is not None:
             continue
@@ -64,7 +65,7 @@ def watched(world: World, table: str, key: bytes, *, prefix: bool) -> None:
     values = {version: (key, value) for entry in world.disk.log for _, key, version, value in entry.rows}
     present = {
         row_key: row for row_key, row in world.disk.tables.get(table, {}).items()
-        if row_key == key or prefix and row_key.startswith(key)
+        if row_key == key or (prefix and row_key.startswith(key))
     }
     for watcher, changes in world.told.items():
         state: dict[bytes, tuple[int, bytes]] = {}

@@ -174,10 +174,12 @@ class World:
             if crash_after == "handle" and any(isinstance(effect, Persist) for effect in effects):
                 for send in self._early(sends):
                     self._post(send.to, MEMBER, send.message)
-                return self.crash()
+                self.crash()
+                return
             effects = self.disk.persist(effects)
             if crash_after == "persist" and any(isinstance(effect, Persisted) for effect in effects):
-                return self.crash()
+                self.crash()
+                return
             for effect in effects:
                 if isinstance(effect, Send):
                     self._post(effect.to, MEMBER, effect.message)
@@ -186,7 +188,6 @@ class World:
                 for effect in member.handle(persisted, self.now_ns)
             ]
         member.check()
-        return None
 
     def _early(self, sends: list[Send]) -> list[Send]:
         """What leaves although its turn is never persisted: nothing, as the host persists first. A member that answers
@@ -207,8 +208,8 @@ class World:
         elif self.member is not None:
             self._inbox.append(Received(sender.encode(), message))
             if len(self._inbox) == 1:
-                chance = self.random.random()
-                crash_after = "handle" if chance < 0.01 and self.loss else "persist" if chance > 0.99 and self.loss else ""
+                chance = self.random.random() if self.loss else 0.5
+                crash_after = "handle" if chance < 0.01 else "persist" if chance > 0.99 else ""
                 self.at(self.random.randrange(2 * MILLISECOND_NS), lambda: self._turn(crash_after))
 
     def _beat(self, name: str) -> None:

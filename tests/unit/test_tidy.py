@@ -94,10 +94,12 @@ def imports(path: Path, *, late: bool) -> Iterator[str]:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            package = module_name(path.with_name("__init__.py")) + "." if node.level else ""
+            source = (package + (node.module or "")).rstrip(".")
             for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield full if full in MODULES else node.module
+                full = f"{source}.{alias.name}"
+                yield full if full in MODULES else source
 
 
 def walk(node: ast.AST, inside: bool) -> Iterator[tuple[ast.AST, bool]]:
@@ -127,9 +129,10 @@ def report(offenders: list[str]) -> None:
 def test_imports_point_down() -> None:
     offenders, used = [], set()
     for module, path in MODULES.items():
+        layer = layer_of(module)
         late = {(late_module, True) for late_module in imports(path, late=True)}
         for imported, is_late in sorted(late | {(early, False) for early in imports(path, late=False)}):
-            if not imported.startswith("meshray") or layer_of(imported) <= layer_of(module):
+            if not imported.startswith("meshray") or layer_of(imported) <= layer:
                 continue
             allowed = {pair for pair in LATE_UPWARD if is_late and pair[0] == module and imported.startswith(pair[1])}
             used |= allowed

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "sim"))
-
 from gcs_world import MEMBER, SHARD, DictDisk
 
 from meshray.gcs import limits
