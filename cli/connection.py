@@ -12,6 +12,8 @@ import click
 
 from meshray.processes import run_dirs
 
+from .rows import counted
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -32,4 +34,4 @@ def describe(address: str, topics: list[str], *, limit: int = 10_000) -> tuple[s
         rows = client.describe(topics, limit=limit)
         if client.missing:
             click.echo(f"no answer in time from {', '.join(client.missing)}: what they know is missing here", err=True)
-    return endpoint, rows
+    return endpoint, {topic: counted(found) for topic, found in rows.items()}

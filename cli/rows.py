@@ -2,8 +2,9 @@
 
 *Pure.* Used by ``status`` and ``list``.
 
-1. The fields are the keys of the JSON rows. Ids are hexadecimal, amounts of resources in units, sizes in bytes.
-2. A key that is missing has its default, so that an older node can still be shown.
+1. The fields are the keys of the JSON rows. Ids are hexadecimal, sizes are bytes. Amounts of resources travel in
+   1/10 000 units; ``counted`` turns them into what users count in, before anything is shown.
+2. A key that is missing has its default, and keys that are not known here are kept for ``--json``.
 
 Topic ``timeline`` has no struct: its rows are events of the Chrome trace format, written to a file as they are.
 """
@@ -13,6 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+
+from meshray.errors import MeshraySystemError
+from meshray.resources import from_units
+
+_AMOUNTS = frozenset({"resources", "resources_total", "resources_available"})
 
 
 class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,13 +84,16 @@ class ObjectRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard of the control store; ``members`` are its chain, head first."""
+    """One member of a shard of the control store. ``members`` are the names of its chain in ``epoch``, head first;
+    ``rows`` counts them by table."""
 
     shard: str = ""
+    role: str = ""
     epoch: int = 0
     members: list[str] = []
-    rows: int = 0
-    bytes: int = 0
+    rows: dict[str, int] = {}
+    used_bytes: int = 0
+    file_bytes: int = 0
     durability: str = ""
 
 
@@ -110,8 +119,18 @@ TOPICS: dict[str, type[msgspec.Struct]] = {
 }
 
 
+def counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with amounts of resources as users count them."""
+    return [{key: from_units(value) if value and key in _AMOUNTS else value for key, value in row.items()}
+            for row in rows]
+
+
 def typed(topic: str, rows: list[dict[str, Any]]) -> list[Any]:
     """Return JSON rows as the structs of their topic; a null counts as missing."""
     kind = TOPICS[topic]
     present = [{key: value for key, value in row.items() if value is not None} for row in rows]
-    return msgspec.convert(present, list[kind])  # type: ignore[valid-type]
+    try:
+        return msgspec.convert(present, list[kind])  # type: ignore[valid-type]
+    except msgspec.ValidationError as error:
+        raise MeshraySystemError(f"the node describes its {topic} in another way ({error}): it runs another version of "
+                                 "meshray. --json shows them as they are") from error

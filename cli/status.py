@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _TOPICS = ["nodes", "workers", "actors", "objects", "tasks", "shards", "demands"]
 _BAR_CELLS = 10
+_BUSY = ("leased", "actor", "blocked")
 _SIZES = ("memory", "object_store_memory")
 
 
@@ -44,7 +45,9 @@ def status(address: str, as_json: bool) -> None:
     console.print(_headline(rows), style="bold", highlight=False)
     console.print(f"{endpoint}\n", style="dim", highlight=False)
     console.print(_nodes(typed("nodes", rows["nodes"]), rows["workers"]))
+    console.print()
     console.print(_shards(typed("shards", rows["shards"])))
+    console.print()
     for line, style in _waiting(typed("demands", rows["demands"])):
         console.print(line, style=style, highlight=False, markup=False)
 
@@ -84,7 +87,7 @@ def _nodes(nodes: Iterable[NodeRow], workers: list[dict[str, Any]]) -> Renderabl
                          f"{size_text(int(total['memory']))}")
         store = (f"{bar(node.object_store_used, node.object_store_bytes)} {size_text(node.object_store_used)} of "
                  f"{size_text(node.object_store_bytes)}")
-        busy = sum(1 for row in workers if row.get("node") in (node.node, node.name) and row.get("state") != "idle")
+        busy = sum(1 for row in workers if row.get("node") in (node.node, node.name) and row.get("state") in _BUSY)
         table.add_row(Text(node.name or node.node), Text(node.state, style="green" if node.state == "alive" else "red"),
                       str(node.pid), f"{node.workers} ({busy} busy)", Text("\n".join(lines)), Text(store))
     return table
@@ -94,17 +97,18 @@ def _shards(shards: Iterable[ShardRow]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("\nshard", "\nepoch", "\nchain", "\nrows", "\nsize", "\ndurability", box=None, pad_edge=False)
+    table = Table("shard", "role", "epoch", "chain", "rows", "size", "durability", box=None, pad_edge=False)
     for shard in shards:
-        table.add_row(Text(shard.shard), str(shard.epoch), Text(" -> ".join(shard.members)), str(shard.rows),
-                      size_text(shard.bytes), Text(shard.durability))
+        rows = ", ".join(f"{count} {name}" for name, count in shard.rows.items() if count)
+        table.add_row(Text(shard.shard), shard.role, str(shard.epoch), Text(" -> ".join(shard.members)), Text(rows),
+                      f"{size_text(shard.used_bytes)}, file {size_text(shard.file_bytes)}", Text(shard.durability))
     return table
 
 
 def _waiting(demands: Iterable[DemandRow]) -> Iterable[tuple[str, str]]:
     for demand in demands:
         needs = amounts(demand.resources) or "nothing"
-        line = f"\n{demand.state}: {demand.count} x {demand.label or 'work'}, each needs {needs}"
+        line = f"{demand.state}: {demand.count} x {demand.label or 'work'}, each needs {needs}"
         style = "red" if demand.state == "infeasible" else "yellow"
         yield (f"{line}. {demand.reason}" if demand.reason else line), style
 

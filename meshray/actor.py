@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from meshray import errors, options
+from meshray.call_shape import CallShape, shape_of
 from meshray.ids import task_id
 from meshray.messages.node import ActorSpec
 from meshray.object_ref import PENDING, READY, ObjectRef
@@ -36,6 +37,7 @@ class MethodMeta(msgspec.Struct, frozen=True):
     group: str | None = None
     max_task_retries: int | None = None
     retry_exceptions: bytes | None = None
+    shape: CallShape = CallShape()
 
 
 class ActorMethod:
@@ -60,7 +62,7 @@ class ActorMethod:
             chosen.get("concurrency_group", self._meta.group),
             chosen.get("max_task_retries", self._meta.max_task_retries),
             options.retry_bytes(chosen["retry_exceptions"]) if "retry_exceptions" in chosen
-            else self._meta.retry_exceptions)
+            else self._meta.retry_exceptions, self._meta.shape)
         return ActorMethod(self._handle, self._name, meta)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -117,6 +119,7 @@ def _rebuild(actor: bytes, class_name: str, methods: dict[str, MethodMeta], ref:
 
 def call(handle: ActorHandle, name: str, meta: MethodMeta, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Make one call and hand it to the session. The hot path of actor calls (``perf/test_actors.py``)."""
+    meta.shape.check(name, args, kwargs)
     session = current._session or current.session()
     link = handle._link if handle._generation == current.generation else None
     if link is None:
@@ -126,9 +129,9 @@ def call(handle: ActorHandle, name: str, meta: MethodMeta, args: tuple[Any, ...]
     seq = session.next_seq()
     returns: Any
     if meta.num_returns == 1:
-        returns = ObjectRef(PENDING, None, None, prefix, index)
+        returns = ObjectRef(PENDING, None, link, prefix, index)
     else:
-        returns = [ObjectRef(PENDING, None, None, prefix, index, number) for number in range(meta.num_returns)]
+        returns = [ObjectRef(PENDING, None, link, prefix, index, number) for number in range(meta.num_returns)]
     task = Task(seq, link, prefix, index, returns)
     task.method = name
     task.num_returns = meta.num_returns
@@ -151,6 +154,7 @@ class ActorClass:
         self._cls = cls
         self._options = actor_options
         self._methods = methods_of(cls)
+        self._shape = shape_of(cls)
         self._generation = -1
         self._class_id = b""
         self._ready = False
@@ -176,6 +180,7 @@ class ActorClass:
         """Create an actor; return its handle at once, before the constructor has run."""
         session = current.session()
         chosen = self._options
+        self._shape.check(f"{self.__name__}.__init__", args, kwargs)
         if self._generation != current.generation:
             self._export(session)
         namespace = chosen.namespace or session.namespace
@@ -238,7 +243,9 @@ def methods_of(cls: type) -> dict[str, MethodMeta]:
         retry = declared.get("retry_exceptions")
         methods[name] = MethodMeta(declared.get("num_returns", 1), declared.get("concurrency_group"),
                                    declared.get("max_task_retries"),
-                                   None if retry is None else options.retry_bytes(retry))
+                                   None if retry is None else options.retry_bytes(retry),
+                                   shape_of(member, bound=not isinstance(inspect.getattr_static(cls, name),
+                                                                         (staticmethod, classmethod))))
     return methods
 
 

@@ -241,7 +241,7 @@ def get(refs: ObjectRef | Sequence[ObjectRef], *, timeout: float | None = None) 
     reference that failed: the task's own exception, WorkerCrashedError, ActorDiedError, ObjectLostError, ...
     """
     if type(refs) is ObjectRef:
-        if refs._state == READY:
+        if refs._state == READY and timeout is None:
             return refs._value
         return getting.get_one(current.session(), refs, timeout)
     if isinstance(refs, (list, tuple)):
@@ -285,8 +285,7 @@ def cancel(ref: ObjectRef, *, force: bool = False, recursive: bool = True) -> No
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel takes an ObjectRef, not {type(ref).__name__}")
     session = current.session()
-    task = ref._task
-    if force and task is not None and isinstance(getattr(task, "klass", None), ActorLink):
+    if force and isinstance(ref._task, ActorLink):
         raise ValueError("force=True cannot cancel an actor's method: use meshray.kill(actor)")
     session.call(lambda: session.cancel_task(ref, force=force, recursive=recursive))
     session.driving.try_step()
@@ -329,17 +328,20 @@ def nodes() -> list[dict[str, Any]]:
 
 def cluster_resources() -> dict[str, float]:
     """Return the resources of all nodes together: CPU, GPU, memory and object_store_memory (bytes), custom ones."""
-    return _sum("resources_total")
+    return _sum(current.session().ask_cluster(["nodes"])["nodes"], "resources_total")
 
 
 def available_resources() -> dict[str, float]:
     """Return the resources that are free now, of all nodes together."""
-    return _sum("resources_available")
+    rows = current.session().ask_cluster(["nodes"])["nodes"]
+    free = _sum(rows, "resources_available")
+    free["object_store_memory"] = float(sum(row["object_store_bytes"] - row["object_store_used"] for row in rows))
+    return free
 
 
-def _sum(key: str) -> dict[str, float]:
+def _sum(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
     total: dict[str, int] = {}
-    for row in current.session().ask_cluster(["nodes"])["nodes"]:
+    for row in rows:
         for name, amount in row[key].items():
             total[name] = total.get(name, 0) + amount
     return _units(total)

@@ -1,6 +1,6 @@
 """An exception with its causes, contexts, notes and frames, as plain data and back.
 
-*Pure* but for the exception's own pickle. Runs in drivers and workers.
+*Shell (the exception's own pickle).* Runs in drivers and workers.
 
 1. Nothing here raises: what an exception's own methods raise is caught, and text takes the place of what is missing.
 2. Frames of this package are left out, unless there are no others: users want to see their own code.
@@ -31,7 +31,7 @@ TEXT_MAX = 64 * 1024
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
-class Link(Part):
+class Link(Part, frozen=True):
     """One exception of a chain. ``pickled`` is None if it cannot be pickled; ``obstacle`` says what could not be;
     ``encoded`` stands for an error that came from elsewhere. ``frames``: (file, line, function)."""
 
@@ -52,9 +52,7 @@ class Link(Part):
 
 
 def describe(error: BaseException) -> str:
-    """Return type and message, as the last line of a traceback has them; for an error from elsewhere its message."""
-    if came_as(error):
-        return message_of(error)
+    """Return type and message, as the last line of a traceback has them."""
     name = type_name(error)
     message = message_of(error)
     return f"{name}: {message}" if message else name
@@ -138,7 +136,10 @@ def _next(error: BaseException | None, seen: set[int]) -> Link | None:
 
 
 def _fields(error: BaseException) -> dict[str, Any]:
-    fields = getattr(error, "__dict__", None)
+    try:
+        fields = error.__dict__
+    except Exception:  # a property that raises
+        return {}
     return fields if isinstance(fields, dict) else {}
 
 

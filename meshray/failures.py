@@ -1,6 +1,6 @@
 """How a failure travels: encoded where it happens, decoded where ``get`` raises it.
 
-*Pure* but for the exception's own pickle. Runs in drivers and workers; nodes pass the bytes on unread.
+*Shell (the exception's own pickle).* Runs in drivers and workers; nodes pass the bytes on unread.
 
 1. Type name, message and traceback travel as text beside the pickled exception, so they survive whatever the
    exception's own pickling does. Neither ``encode_*`` nor ``decode`` ever raises.
@@ -73,7 +73,7 @@ SYSTEM_KINDS: dict[str, type[MeshrayError]] = {
 """Kinds of failures that no user code raised. ``full`` takes the five numbers of ObjectStoreFullError."""
 
 
-class Failure(Part):
+class Failure(Part, frozen=True):
     """One failed task or object. ``kind``: ``task``, ``dependency`` or one of ``SYSTEM_KINDS``."""
 
     kind: str
@@ -87,7 +87,7 @@ class Failure(Part):
     cause: bytes = b""
     numbers: tuple[int, ...] = ()
     origin: str = ""
-    """Message of the first failure of a chain of dependencies."""
+    """Message of the first failure of a chain."""
     depth: int = 0
     """Failures inside this one."""
 
@@ -110,10 +110,17 @@ _decoder = msgspec.msgpack.Decoder(Failure)
 
 def encode_exception(error: BaseException, name: str, pid: int, node: str, attempt: int = 0) -> bytes:
     """Encode what the function or method ``name`` raised in process ``pid`` on ``node``."""
-    message = f"{exception_chain.describe(error)} (in {name}, pid={pid}, node={node})"
+    encoded = exception_chain.came_as(error)
+    if encoded:
+        inner = _parse(encoded)
+        origin = inner.origin or inner.message
+        message = f"{origin}, raised again in {name} (pid={pid}, node={node})"
+    else:
+        origin = ""
+        message = f"{exception_chain.describe(error)} (in {name}, pid={pid}, node={node})"
     text = exception_chain.format_text(error)
     link, depth = _link(error)
-    return _encode(Failure(TASK, message, name, pid, node, attempt, text, link, depth=depth))
+    return _encode(Failure(TASK, message, name, pid, node, attempt, text, link, origin=origin, depth=depth))
 
 
 def _link(error: BaseException) -> tuple[Link | None, int]:

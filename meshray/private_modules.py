@@ -1,6 +1,6 @@
 """Modules that this process has and workers cannot import.
 
-*Pure* but for reading ``sys.modules`` and ``sys.path``. Runs in drivers and workers.
+*Shell (import system).* Runs in drivers and workers.
 
 1. A module is private if code was executed into it (a notebook, ``exec``), or if it was loaded from a file that no
    import would find (pytest's importlib mode, ``spec_from_file_location``). ``__main__`` is the caller's business.
@@ -42,8 +42,9 @@ def _can_be_found(name: str) -> bool:
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
         try:
-            if find is not None and find(name, None) is not None:
-                return True
+            found = find is not None and find(name, None) is not None
         except Exception:  # a finder that fails does not find
-            continue
+            found = False
+        if found:
+            return True
     return False

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from meshray import config, options, serialization
+from meshray.call_shape import shape_of
 from meshray.object_ref import PENDING, ObjectRef
 from meshray.options import TaskOptions
 from meshray.session import current
@@ -30,6 +31,7 @@ class RemoteFunction(Generic[P, R]):
         self._function = function
         self._options = task_options
         self._name = task_options.name or getattr(function, "__qualname__", type(function).__name__)
+        self._shape = shape_of(function)
         self._generation = -1
         self._klass: SchedulingClass | None = None
         functools.update_wrapper(self, function)
@@ -55,6 +57,7 @@ class RemoteFunction(Generic[P, R]):
         if session is None or self._generation != current.generation:
             session = current.session()
             self._export(session)
+        self._shape.check(self._name, args, kwargs)
         return submit(session, self._klass, args, kwargs)  # type: ignore[arg-type]
 
     def _export(self, session: Session) -> None:

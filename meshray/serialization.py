@@ -81,7 +81,7 @@ def serialize(value: Any, *, of: str = "the value") -> Serialized:
         if (kind is str or kind is bytes) and len(value) >= config.INLINE_BYTES_MAX:
             return _serialize_large(value)
         return Serialized(_marshal(value, _MARSHAL_VERSION))
-    return Serialized(*_pickle(value, lambda: (of, value)))
+    return Serialized(*_pickle(value, of))
 
 
 def _serialize_large(value: str | bytes) -> Serialized:
@@ -110,9 +110,8 @@ def is_simple(data: bytes | memoryview) -> bool:
     return _OWN_FORMS_END <= data[0] < _PICKLE_FORM
 
 
-def _pickle(value: Any, blame: Callable[[], tuple[str, Any]]) -> tuple[
-        bytes, list[memoryview], list[ObjectRef]]:
-    """Pickle ``value``: plainly if that is exact, else by value. If neither works, ``blame`` names the part to blame."""
+def _pickle(value: Any, of: Any, *, call: bool = False) -> tuple[bytes, list[memoryview], list[ObjectRef]]:
+    """Pickle ``value``: plainly if that is exact, else by value. ``call``: it is (args, kwargs) of function ``of``."""
     refs: list[ObjectRef] = []
     buffers: list[memoryview] = []
 
@@ -142,15 +141,18 @@ def _pickle(value: Any, blame: Callable[[], tuple[str, Any]]) -> tuple[
     except MemoryError:
         raise
     except Exception as error:
-        raise _explained(*blame(), error) from error
+        raise _explained(of, value, error, call=call) from error
     finally:
         _collecting.refs = outer
     return data, buffers, refs
 
 
-def _explained(of: str, value: Any, error: Exception) -> UnserializableError:
-    from meshray.unpicklable import explain
+def _explained(of: Any, value: Any, error: Exception, *, call: bool = False) -> UnserializableError:
+    from meshray.unpicklable import explain, find_argument
 
+    if call:
+        args, kwargs = value
+        of, value = find_argument(args, kwargs, of)
     return UnserializableError(explain(value, of, error))
 
 
@@ -266,28 +268,29 @@ def serialize_args(args: tuple[Any, ...], kwargs: dict[str, Any], *, of: Any = "
     """
     if not args and not kwargs:
         return None, (), None, ()
-    for value in args:
-        if type(value) not in _SIMPLE_TYPES:
-            break
-    else:
-        if not kwargs and (data := _marshalled(args)) is not None:
-            return data, (), None, ()
-    slots: Slots = [(position, value) for position, value in enumerate(args) if type(value) is ObjectRef]
-    slots += [(name, value) for name, value in kwargs.items() if type(value) is ObjectRef]
+    simple = True
+    slots: Slots = []
+    # Two plain loops: generators and sets of types take twice as long on the few arguments that calls have.
+    for position, value in enumerate(args):
+        kind = type(value)
+        if kind is ObjectRef:
+            slots.append((position, value))
+        elif kind not in _SIMPLE_TYPES:
+            simple = False
+    for name, value in kwargs.items():
+        kind = type(value)
+        if kind is ObjectRef:
+            slots.append((name, value))
+        elif kind not in _SIMPLE_TYPES:
+            simple = False
     if slots:
         args = tuple([None if type(value) is ObjectRef else value for value in args])
         kwargs = {name: None if type(value) is ObjectRef else value for name, value in kwargs.items()}
-    if _SIMPLE_TYPES.issuperset(map(type, args)) and _SIMPLE_TYPES.issuperset(map(type, kwargs.values())):
+    if simple:
         data = _marshalled([args, kwargs] if kwargs else args)
         if data is not None:
             return data, (), slots or None, ()
-
-    def blame() -> tuple[str, Any]:
-        from meshray.unpicklable import find_argument
-
-        return find_argument(args, kwargs, of)
-
-    data, buffers, refs = _pickle((args, kwargs), blame)
+    data, buffers, refs = _pickle((args, kwargs), of, call=True)
     return data, buffers, slots or None, refs
 
 
@@ -363,7 +366,7 @@ def register_serializer(cls: type, *, serializer: Callable[[Any], Any], deserial
         raise TypeError("register_serializer needs a class and two callables: serializer= and deserializer=")
     if cls not in _replaced:
         _replaced[cls] = copyreg.dispatch_table.get(cls)
-    copyreg.pickle(cls, lambda instance: (_rebuild, (deserializer, serializer(instance))))  # type: ignore[arg-type]
+    copyreg.pickle(cls, lambda instance: (_rebuild, (deserializer, serializer(instance))))
 
 
 def deregister_serializer(cls: type) -> None:

@@ -1,6 +1,6 @@
 """Where in a value the thing lies that cannot be pickled.
 
-*Pure* but for the trial pickles. Runs in drivers and workers, and only after pickling has failed.
+*Shell (trial pickles).* Runs in drivers and workers, and only after pickling has failed.
 
 1. The answer is a path that a person can follow (``.model.lock``, ``[3]['callback']``, ``closure variable 'lock'``) and
    the type at its end.
@@ -43,8 +43,10 @@ def explain(value: Any, of: str, error: BaseException) -> str:
 
 
 def find_argument(args: tuple[Any, ...], kwargs: dict[str, Any], of: Any) -> tuple[str, Any]:
-    """Return name (``argument 'x' of f``) and value of the first argument that cannot be pickled. ``of`` is the function
-    or its name."""
+    """Return name (``argument 'x' of f``) and value of the first argument that cannot be pickled.
+
+    ``of`` is the function or its name.
+    """
     function = of if isinstance(of, str) else getattr(of, "__qualname__", repr(of))
     for name, value in itertools.chain(enumerate(args), kwargs.items()):
         if not _picklable(value):

@@ -19,7 +19,7 @@ from perf.orchestra import Orchestra, Values
 from perf.rows import ROWS
 
 CPUS = 2
-MODULES = {"meshray": "meshray", "ray": "ray", "dask": "distributed", "pool": "multiprocessing", "bare": "zmq, msgspec"}
+MODULES = {"meshray": "meshray", "ray": "ray", "dask": "distributed", "pool": "multiprocessing"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def measure(orchestra: Orchestra, peer: str, names: list[str]) -> list[Line]:
     if "init" in names or "shutdown" in names:
         results["init"], results["shutdown"] = orchestra.lifetimes(CPUS)
     if "import" in names:
-        results["import"] = orchestra.imports({name: MODULES[name] for name in orchestra.pythons})
+        results["import"] = orchestra.imports({name: MODULES[name] for name in orchestra.pythons if name in MODULES})
     lines = []
     for name in names:
         values = results[name]

@@ -4,7 +4,8 @@
 
 1. Whatever the subject's system starts, also as a daemon, stays below the keeper, so its memory can be summed.
 2. The keeper reaps at once: a system that waits for a process's end sees what it would see under init.
-3. When the subject has ended, what is left after the grace is killed; the exit status is the subject's.
+3. When the subject has ended, what is left after the grace is killed; the exit status is the subject's. When the
+   orchestra has ended, so does the subject.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 
 from perf.footprint import command_of, descendants
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GRACE_S = 10.0
 
 
@@ -26,6 +27,7 @@ def main(command: list[str]) -> int:
     adopt_orphans()
     child = os.posix_spawn(sys.executable, [sys.executable, *command], os.environ)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
+    end_with_parent()
     while True:
         pid, status = os.wait()
         if pid == child:
@@ -45,6 +47,11 @@ def main(command: list[str]) -> int:
 def adopt_orphans() -> None:
     """Become the parent of every process below this one whose own parent ends."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the parent of this process ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def reap() -> None:

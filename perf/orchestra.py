@@ -70,7 +70,8 @@ class Player:
 
     def footprint_bytes(self) -> int:
         """Return the PSS of all processes of the system, without the program that uses it."""
-        return pss_bytes(descendants(self._process.pid)[1:])
+        program = self.tell("pid")
+        return pss_bytes([pid for pid in descendants(self._process.pid) if pid != program])
 
     def close(self) -> None:
         """Wait for the end of everything; kill what does not end."""

@@ -24,6 +24,7 @@ Source: OSDI'18 s4.2.1 and figure 5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -102,11 +103,11 @@ class ObjectRow(Part):
 
     owner: str
     size_bytes: int = 0
-    locations: tuple[Location, ...] = ()
-    holders: tuple[str, ...] = ()
+    locations: Sequence[Location] = ()
+    holders: Sequence[str] = ()
     data: bytes | None = None
     error: bytes | None = None
-    refs: tuple[RefInfo, ...] = ()
+    refs: Sequence[RefInfo] = ()
     root: bytes = b""
 
 

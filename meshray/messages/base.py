@@ -11,12 +11,16 @@ Tags: 1-29 tasks, 30-69 node, 70-99 scheduling, 100-129 objects, 130-169 control
 
 from __future__ import annotations
 
+from typing import dataclass_transform
+
 import msgspec
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Root of every message; concrete messages add ``tag=``."""
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A struct that travels only inside messages, so it needs no tag."""

@@ -5,31 +5,45 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterable
 from types import FrameType
+from typing import Any
 
 from meshray.sched.global_scheduler import GlobalScheduler
 from meshray.transport.host import Host
 from meshray.transport.sockets import Peers
 
-_TURN_WAIT_MS = 200
-"""A turn sleeps at most this long: a signal that arrives just before the sleep is seen after it."""
-
 
 def run(name: str, endpoint: str) -> str:
     """Serve as the replica ``name`` at ``endpoint`` until told to end; return why. Raise AddressInUse or OSError."""
     peers = Peers(name, endpoint)
-    host = Host(GlobalScheduler(name), peers)
+    # A signal writes to this pipe, so that one that arrives just before the host sleeps still wakes it.
+    wake, waker = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(waker, False)
+
+    def drain() -> Iterable[Any]:
+        try:
+            os.read(wake, 64)
+        except BlockingIOError:
+            return ()
+        return ()
+
+    host = Host(GlobalScheduler(name), peers, sources={wake: drain})
 
     def end(number: int, frame: FrameType | None) -> None:
         host.stopped = signal.Signals(number).name
 
     previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous_fd = signal.set_wakeup_fd(waker)
     try:
-        while host.stopped is None:
-            host.turn(_TURN_WAIT_MS)
-        return host.stopped
+        return host.run()
     finally:
+        signal.set_wakeup_fd(previous_fd)
         for number, handler in previous.items():
             signal.signal(number, handler)
         peers.close()
+        os.close(wake)
+        os.close(waker)

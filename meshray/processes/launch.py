@@ -31,10 +31,10 @@ from meshray.messages.node import Shard
 from meshray.node_config import NodeConfig, NodeFile
 from meshray.processes import machine_resources, run_dirs
 from meshray.processes.process_identity import Process, end, identify, reap
-from meshray.processes.tool import NodeClient
 
 READY_VARIABLE = "MESHRAY_READY_FD"
 EMBEDDED_NODE = "local"
+START_TIMEOUT_S = 20.0
 _READY_FD = 3
 _ASK_TIMEOUT_S = 2.0
 _BOOT = (sys.executable, "-P", "-m", "meshray.processes.boot")
@@ -111,25 +111,50 @@ def python_path() -> list[str]:
     return list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path if os.path.exists(entry or ".")))
 
 
-def start_node(node: NodeConfig, *, timeout_s: float = 20.0) -> NodeFile:
-    """Start the processes of ``node`` in its run directory and return what they are, once they are healthy.
+def start_node(node: NodeConfig, *, timeout_s: float = START_TIMEOUT_S) -> NodeFile:
+    """Start the processes of ``node`` and return what they are, once they are healthy. Raise ClusterStartError."""
+    return Launch(node).wait(timeout_s)
 
-    An embedded node keeps this process's working directory, any other works in ``/``. Raise ClusterStartError.
+
+class Launch:
+    """A node on its way: spawned at once, healthy after ``wait``. Whoever makes one must ``wait`` or ``abandon``.
+
+    An embedded node keeps this process's working directory, any other works in ``/``.
     """
-    boot = _spawn(node)
-    process = identify(boot[0])
-    started = False
-    try:
-        healthy = _wait_ready(*boot, timeout_s)
-        found = run_dirs.read_node_file(node.run_dir) if healthy else None
-        if found is None:
-            raise ClusterStartError(_last_words(node, boot[0], timeout_s))
-        started = True
-        return found
-    finally:
-        os.close(boot[1])
-        if not started and process is not None:
-            _end_group(process)
+
+    def __init__(self, node: NodeConfig) -> None:
+        """Spawn the boot process of ``node`` in its run directory. Raise ClusterStartError."""
+        self.node = node
+        self._pid, self._ready = _spawn(node)
+        self._process = identify(self._pid)
+
+    def wait(self, timeout_s: float = START_TIMEOUT_S) -> NodeFile:
+        """Return the node's processes once it is healthy. Raise ClusterStartError; nothing of it runs then."""
+        found = None
+        try:
+            if _wait_ready(self._pid, self._ready, timeout_s):
+                found = run_dirs.read_node_file(self.node.run_dir)
+            if found is None:
+                raise ClusterStartError(_last_words(self.node, self._pid, timeout_s))
+            return found
+        finally:
+            if found is None:
+                self.abandon()
+            self._close()
+
+    def abandon(self) -> None:
+        """End the node and all that it has started, healthy or not. Twice is a no-op."""
+        self._close()
+        if self._process is not None:
+            end([self._process, *_session_of(self._pid)], grace_s=0, term_s=1.0)
+            self._process = None
+        else:
+            reap(self._pid)
+
+    def _close(self) -> None:
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1
 
 
 def _spawn(node: NodeConfig) -> tuple[int, int]:
@@ -223,13 +248,13 @@ def _last_words(node: NodeConfig, pid: int, timeout_s: float) -> str:
     words = ""
     with contextlib.suppress(OSError), open(_log(node, "err"), errors="replace") as file:
         words = "\n".join(file.read().splitlines()[-config.STDERR_TAIL_LINES :])
-    return (f"node {node.node_name} of cluster {node.cluster} did not start: its process {pid} {how}"
-            + (f". Its last words:\n{words}" if words else f" and wrote nothing to {_log(node, 'err')}"))
-
-
-def _end_group(boot: Process) -> None:
-    """End the boot process and everything in its session."""
-    end([boot, *_session_of(boot.pid)], grace_s=0, term_s=1.0)
+    if words:
+        said = f". Its last words:\n{words}"
+    elif os.statvfs(node.run_dir).f_bavail == 0:
+        said = f": no space is left in {node.run_dir}. Make room, or set {run_dirs.ROOT_VARIABLE} to another directory"
+    else:
+        said = f" and wrote nothing to {_log(node, 'err')}"
+    return f"node {node.node_name} of cluster {node.cluster} did not start: its process {pid} {how}{said}"
 
 
 def _session_of(leader: int) -> list[Process]:
@@ -253,6 +278,8 @@ def stop_nodes(nodes: Sequence[NodeFile], *, reason: str = "", ask: bool = True,
     With ``ask`` False somebody asked already. The run directories stay: ``run_dirs.remove`` takes those of a cluster.
     Raise MeshrayError when a process does not end even then.
     """
+    from meshray.processes.tool import NodeClient  # brings ZeroMQ, which the start of a node must not wait for
+
     processes = [process for node in nodes for process in _processes(node)]
     for node in nodes if ask else ():
         # A node that does not answer is ended by its pids below, so that it is silent is no news to anybody.

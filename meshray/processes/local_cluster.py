@@ -20,7 +20,7 @@ from meshray.cluster_config import ClusterConfig
 from meshray.messages.node import Shard
 from meshray.node_config import ClusterFile, NodeConfig
 from meshray.processes import run_dirs
-from meshray.processes.launch import node_resources, start_node, stop_nodes
+from meshray.processes.launch import Launch, node_resources, stop_nodes
 
 State = Literal["absent", "running", "differs", "broken"]
 Report = Callable[[str], None]
@@ -45,17 +45,21 @@ def start_cluster(cluster: ClusterConfig, report: Report) -> ClusterFile:
     """Start all nodes of a cluster that is absent. Raise ClusterStartError; nothing runs then."""
     name = cluster.cluster_name
     run_dirs.sweep()
-    plans = _plan(cluster, run_dirs.create(name, [node.name for node in cluster.nodes]))
+    run_directories = run_dirs.create(name, [node.name for node in cluster.nodes])
+    launches: list[Launch] = []
     try:
-        started = []
+        plans = _plan(cluster, run_directories)
         for plan in plans:
-            node = start_node(plan)
-            started.append(node)
+            launches.append(Launch(plan))
+        started = [launch.wait() for launch in launches]
+        for plan, node in zip(plans, started, strict=True):
             report(f"node {node.node_name}: {_amounts(plan)}, pid {node.pid}")
         file = ClusterFile(cluster=name, address=started[0].endpoint, configuration=_canonical(cluster),
                            nodes={plan.node_name: plan.run_dir for plan in plans})
         run_dirs.write_cluster_file(file)
     except BaseException:
+        for launch in launches:
+            launch.abandon()
         stop_cluster(name, reason="the cluster did not start")
         raise
     return file

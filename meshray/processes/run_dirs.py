@@ -37,7 +37,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _SOCKET_PATH_BYTES_MAX = 107
 _PROCESS_NAME_BYTES_MAX = 32
 _NODE_FILE, _CLUSTER_FILE, _LAUNCHER_FILE = "node.json", "cluster.json", "launcher.json"
-_CURRENT, _LOCK = "current", ".lock"
+_CURRENT, _LOCK, _GONE = "current", ".lock", ".gone-"
 
 T = TypeVar("T")
 
@@ -133,13 +133,21 @@ def create(cluster: str, nodes: list[str]) -> dict[str, str]:
                 raise ClusterStartError(f"cluster {cluster} runs already (in {top}): end it with meshray down "
                                         f"{cluster}, or choose another cluster_name")
             remove(cluster)
-        with _explained(top):
-            os.mkdir(top, 0o700)
-            _write(os.path.join(top, _LAUNCHER_FILE), myself())
-            for path in paths.values():
-                os.mkdir(path, 0o700)
-                os.mkdir(os.path.join(path, "logs"), 0o700)
+        try:
+            _make(top, list(paths.values()))
+        except ClusterStartError:
+            remove(cluster)
+            raise
     return paths
+
+
+def _make(top: str, run_directories: list[str]) -> None:
+    with _explained(top):
+        os.mkdir(top, 0o700)
+        _write(os.path.join(top, _LAUNCHER_FILE), myself())
+        for path in run_directories:
+            os.mkdir(path, 0o700)
+            os.mkdir(os.path.join(path, "logs"), 0o700)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -286,9 +294,11 @@ def remove(cluster: str) -> None:
     if current() == cluster:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(run_root(), _CURRENT))
-    top = cluster_dir(cluster)
+    top, gone = cluster_dir(cluster), os.path.join(run_root(), f"{_GONE}{os.getpid()}-{cluster}")
+    # Renamed first, so that of several who remove it one does, and nobody who is still ending writes into it meanwhile.
     with _explained(top), suppress(FileNotFoundError):
-        shutil.rmtree(top)
+        os.rename(top, gone)
+        shutil.rmtree(gone)
 
 
 def sweep() -> list[str]:
@@ -306,7 +316,18 @@ def sweep() -> list[str]:
             else:
                 _remove_memory(cluster)
                 _remove_sockets(cluster)
+        _finish_removals(root)
     return dead
+
+
+def _finish_removals(root: str) -> None:
+    """Remove what somebody who was killed meanwhile had begun to remove."""
+    for entry in [entry for entry in os.scandir(root) if entry.name.startswith(_GONE)]:
+        import shutil
+
+        pid = entry.name.removeprefix(_GONE).partition("-")[0]
+        if identify(int(pid)) is None:
+            shutil.rmtree(entry.path)
 
 
 def _remove_memory(cluster: str) -> None:

@@ -162,6 +162,16 @@ class Demands:
                 self.returned(number, kill=True)
         owner.claims.clear()
 
+    def void_remote(self) -> None:
+        """End every lease of other nodes' owners, and tell them: one that missed our being given up waits for it."""
+        for owner in [owner for owner in self.owners.values() if owner.node]:
+            for claim in owner.claims.values():
+                for number, lease in claim.leases.items():
+                    self._context.send(owner.route, LeaseLost(number, Death(
+                        lease.worker.name, lease.worker.pid, self._context.node, signal=9,
+                        reason=f"node {self._context.node} had been given up")))
+            self.owner_gone(owner.name)
+
     def _end(self, number: int) -> Lease | None:
         lease = self.leases.pop(number, None)
         if lease is not None:
@@ -254,10 +264,14 @@ class Demands:
     # --- asking back ---------------------------------------------------------------------------------------------
 
     def waiters(self) -> list[Waiter]:
-        """Return who lacks resources here, as ``grant`` found."""
-        return [Waiter((claim.owner.name, claim.klass), claim.owner.name, claim.owner.held, len(claim.leases),
-                       claim.since_ns, claim.need, min(claim.short, self._wanted_here(claim)), claim.owner.nested)
-                for claim in self.waiting() if claim.short and self._wanted_here(claim)]
+        """Return who lacks resources here, as ``grant`` found: first of all the workers that went on after waiting,
+        for what they took beyond the total."""
+        over = dict.fromkeys(self._context.ledger.oversubscribed(), 0)
+        unblocked = [Waiter("unblocked", "", 0, 0, 0, over, 1)] if over else []
+        return unblocked + [
+            Waiter((claim.owner.name, claim.klass), claim.owner.name, claim.owner.held, len(claim.leases),
+                   claim.since_ns, claim.need, min(claim.short, self._wanted_here(claim)), claim.owner.nested)
+            for claim in self.waiting() if claim.short and self._wanted_here(claim)]
 
     def reclaim(self, waiters: list[Waiter]) -> None:
         """Ask back what ``policy`` says others should have."""

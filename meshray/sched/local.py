@@ -51,7 +51,6 @@ from meshray.sched.events import (
     WorkerLeft,
     WorkerStartFailed,
 )
-from meshray.sched.policy import Waiter
 from meshray.sched.pool import ACTOR, IDLE, LEASED, LEAVING, Worker
 from meshray.sched.spill import Spill
 
@@ -85,7 +84,7 @@ class LocalScheduler:
         self._shown: dict[str, int] = {}
         self._reclaim_ns = 0
         self._sweep_ns = 0
-        self._waiting = False
+        self._waiting = self._postponed = False
         self._mean_task_ns = 0
         self._bytes_per_s = 0
 
@@ -113,6 +112,8 @@ class LocalScheduler:
     def deadline_ns(self) -> int:
         """When ``Tick`` is due next."""
         rhythm_ns = self._heartbeat_ns + config.HEARTBEAT_NS if self._heartbeat_ns else 0
+        if self._postponed:
+            return min(rhythm_ns, self._reclaim_ns + RECLAIM_NS)
         return min(rhythm_ns, self._sweep_ns + WAITING_TICK_NS) if self._waiting else rhythm_ns
 
     def check(self) -> None:
@@ -152,7 +153,7 @@ class LocalScheduler:
             case Received():
                 return self._received(event.route, event.message)
             case Tick():
-                return False
+                pass
             case SessionJoined():
                 self._joined(event)
             case WorkerLeft():
@@ -167,8 +168,8 @@ class LocalScheduler:
             case WorkerStartFailed():
                 self._context.pool.start_failed(event.count, self._context.now_ns)
             case Transferred():
-                rate = event.size_bytes * config.SECOND_NS // max(1, event.elapsed_ns)
-                self._bytes_per_s = policy.average(self._bytes_per_s, rate)
+                self._bytes_per_s = policy.average(
+                    self._bytes_per_s, event.size_bytes * config.SECOND_NS // max(1, event.elapsed_ns))
                 return False
             case Undeliverable():
                 return self._undeliverable(event)
@@ -335,9 +336,7 @@ class LocalScheduler:
 
     def _declared_gone(self) -> None:
         """The others gave us up while we were silent: what we lent and borrowed is void."""
-        for owner in list(self._demands.owners.values()):
-            if owner.node:
-                self._demands.owner_gone(owner.name)
+        self._demands.void_remote()
         for node in {lease.node for lease in self._spill.leases.values()}:
             self._spill.node_gone(node)
 
@@ -373,16 +372,12 @@ class LocalScheduler:
             if claim.remote:
                 self._spill.trim(claim)
         self._spill.seek()
-        waiters = self._oversubscribed() + self._demands.waiters() + self._actors.waiters()
+        waiters = self._demands.waiters() + self._actors.waiters()
         self._waiting = bool(waiters or self._spill.requests or needed)
-        if waiters and now_ns - self._reclaim_ns >= RECLAIM_NS:
+        self._postponed = bool(waiters) and now_ns - self._reclaim_ns < RECLAIM_NS
+        if waiters and not self._postponed:
             self._reclaim_ns = now_ns
             self._demands.reclaim(waiters)
-
-    def _oversubscribed(self) -> list[Waiter]:
-        """What workers that went on after waiting took beyond the total is asked back like anybody's need."""
-        over = self._context.ledger.oversubscribed()
-        return [Waiter("unblocked", "", 0, 0, 0, dict.fromkeys(over, 0), 1)] if over else []
 
     def _heartbeat(self) -> None:
         """Report the load: in its rhythm, and at once when a resource was used up or became free again."""

@@ -220,8 +220,8 @@ class Spill:
     def _send_ask(self, claim: Claim, node: str, ask: Ask) -> None:
         self._context.send_to(node, ask.endpoint, RequestRemoteLease(
             claim.owner.name, self._context.node, claim.owner.job,
-            Demand(claim.klass, visible(claim.need), ask.asked, claim.label, claim.strategy, claim.backlog, claim.mean_ns,
-                   claim.input_bytes)))
+            Demand(claim.klass, visible(claim.need), ask.asked, claim.label, claim.strategy, claim.backlog,
+                   claim.mean_ns, claim.input_bytes)))
 
     def trim(self, claim: Claim) -> None:
         """Take back what was asked elsewhere and is no longer missed."""

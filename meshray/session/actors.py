@@ -231,7 +231,8 @@ class Actors:
     def _die(self, link: ActorLink, message: ActorChanged) -> None:
         link.state = "dead"
         link.creation = None
-        link.error = message.error or failures.encode_death("actor_died", link.name, message.death, 0)
+        link.error = (failures.encode_constructor(message.error, link.name) if message.error is not None
+                      else failures.encode_death("actor_died", link.name, message.death, 0))
         if link.worker:
             self._by_worker.pop(link.worker, None)
             self._session.forget_peer(link.worker)

@@ -33,8 +33,9 @@ def deadline_of(timeout_s: float | None) -> int | None:
 
 def get_one(session: Session, ref: ObjectRef, timeout_s: float | None) -> Any:
     """Return the value of one reference."""
+    deadline_ns = deadline_of(timeout_s)
     if ref._state == PENDING:
-        await_refs(session, (ref,), deadline_of(timeout_s), timeout_s)
+        await_refs(session, (ref,), deadline_ns, timeout_s)
     return value_of(session, ref)
 
 
@@ -69,20 +70,28 @@ def refuse(thing: Any) -> None:
 
 
 def await_refs(session: Session, refs: Sequence[ObjectRef], deadline_ns: int | None, timeout_s: float | None) -> None:
-    """Block until all ``refs`` have values, or one has failed (in list order)."""
+    """Block until all ``refs`` have values; return early, or raise, when any of them has failed."""
     position = 0
     count = len(refs)
+    failures_seen = -1
 
     def done() -> bool:
-        nonlocal position
+        nonlocal position, failures_seen
         while position < count:
             state = refs[position]._state
             if state == PENDING:
-                return False
+                break
             if state == FAILED:
                 return True
             position += 1
-        return True
+        else:
+            return True
+        if failures_seen != session.failures:
+            failures_seen = session.failures
+            for ref in refs[position:]:
+                if ref._state == FAILED:
+                    raise failures.decode(ref._value)
+        return False
 
     if done():
         return
@@ -111,6 +120,8 @@ def wait(session: Session, refs: list[ObjectRef], num_returns: int, timeout_s: f
     """Split ``refs`` into at most ``num_returns`` ready ones and the rest, waiting for them up to the timeout."""
     check_wait(refs, num_returns)
     deadline_ns = deadline_of(timeout_s)
+    if not refs:
+        return [], []
     found = [0] * num_returns
     count = scan(refs, num_returns, found)
     if count < num_returns and timeout_s != 0:
@@ -151,18 +162,16 @@ def check_wait(refs: Any, num_returns: int) -> None:
         raise TypeError("meshray.wait takes a list of ObjectRefs, not a single ObjectRef: wrap it in a list")
     if not isinstance(refs, list):
         raise TypeError(f"meshray.wait takes a list of ObjectRefs, not {type(refs).__name__}")
-    if not refs and num_returns:
-        raise ValueError("meshray.wait was given an empty list: there is nothing to wait for")
     try:
         unique = len(set(refs))
     except TypeError:
         unique = -1
-    for ref in refs if unique < 0 or type(refs[0]) is not ObjectRef else ():
+    for ref in refs if unique < 0 or (refs and type(refs[0]) is not ObjectRef) else ():
         if type(ref) is not ObjectRef:
             raise TypeError(f"meshray.wait takes a list of ObjectRefs, but it contains {type(ref).__name__}")
     if unique != len(refs):
         raise ValueError(f"meshray.wait needs unique ObjectRefs: {len(refs) - unique} of {len(refs)} are repeated")
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
         raise TypeError(f"num_returns must be an int, not {type(num_returns).__name__}")
-    if not 0 < num_returns <= len(refs):
+    if refs and not 0 < num_returns <= len(refs):
         raise ValueError(f"num_returns must be between 1 and the number of ObjectRefs ({len(refs)}), not {num_returns}")

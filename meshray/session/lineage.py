@@ -64,7 +64,7 @@ class Lineage:
 
     def escaped(self, ref: ObjectRef) -> None:
         """``ref`` leaves its owner for the first time: its rows are due as soon as the others."""
-        if ref._task is None and ref._owner is None:
+        if ref._owner is None and type(ref._task) not in (Task, Written):
             self._queue.append((self._session.now_ns, weakref.ref(ref)))
 
     def flush(self, now_ns: int) -> None:
@@ -94,7 +94,7 @@ class Lineage:
         if ref._state == STORED and ref._owner is None:
             ops.append(Op(tables.OBJECT, ref.binary(), tables.encode(self._object_row(ref)), PUT))
             keys.append((tables.OBJECT, ref.binary()))
-        if keys and type(ref._task) is not Written:
+        if keys and (ref._task is None or type(ref._task) is Task):
             written: Any = Written(keys, self._dead)
             ref._task = written
         return ops

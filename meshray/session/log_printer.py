@@ -1,6 +1,6 @@
 """What workers print, on the driver's terminal.
 
-``LogFolding`` is *pure*; ``LogPrinter`` is a *shell (terminal)* around it. Runs in drivers.
+*Shell (terminal) around the pure ``LogFolding``.* Runs in drivers.
 
 1. A line is printed at once with its origin: ``(name pid=123 node=head) text``.
 2. A text that a second process repeats within ``FOLD_NS`` is counted instead of printed, and when the time is over the
@@ -150,8 +150,8 @@ class LogPrinter:
         for line in lines:
             # Looked up for each line: programs and tests replace sys.stdout.
             stream = (self._err or sys.stderr) if line.stream == "err" else (self._out or sys.stdout)
-            colour = "NO_COLOR" not in os.environ and stream.isatty()
             try:
+                colour = "NO_COLOR" not in os.environ and stream.isatty()
                 stream.write(format_line(line, colour=colour) + "\n")
             except (OSError, ValueError):  # the driver closed its own output: there is nowhere to say so
                 return

@@ -32,7 +32,7 @@ from meshray.messages import state as state_messages
 from meshray.messages import tasks as task_messages
 from meshray.messages.base import Message
 from meshray.messages.node import Death, Registered
-from meshray.object_ref import PENDING, ObjectRef
+from meshray.object_ref import FAILED, PENDING, ObjectRef
 from meshray.session.actors import Actors
 from meshray.session.context import CURRENT, TaskContext
 from meshray.session.driving import Driving
@@ -70,6 +70,8 @@ class Session:
         self.closing = False
         self.lost_reason = ""
         self.known_live = 1024
+        self.failures = 0
+        """Grows with every reference that fails: a ``get`` of many looks for failures only when it has."""
         self.pending: dict[int, Task] = {}
         """Tasks and calls that have not answered, by their number."""
         self.printer: LogPrinter | None = None
@@ -409,7 +411,9 @@ class Session:
             self.actors.cancel(task)
 
     def interrupt(self, refs: Any) -> None:
-        """Ctrl-C in ``get``: cancel what the user waited for. Any thread."""
+        """Ctrl-C in a driver's ``get``: cancel what the user waited for. Any thread."""
+        if self.kind != "driver":
+            return
         wanted = list(refs)
 
         def cancel() -> None:
@@ -516,6 +520,8 @@ class Session:
 
     def completed(self, ref: ObjectRef) -> None:
         """Tell everybody who waits for ``ref``. (leader)"""
+        if ref._state == FAILED:
+            self.failures += 1
         waiters = ref._waiters
         if waiters:
             ref._waiters = None

@@ -1,6 +1,6 @@
 """ActorPool: a fixed set of actors that share a stream of calls.
 
-*Pure* but for the public API. Used by user programs.
+*Shell (the public API).* Used by user programs.
 
 1. An actor has at most one call of the pool at a time; calls for which no actor is free wait in order.
 2. An actor that died does not come back into the pool.

@@ -1,6 +1,6 @@
 """Results as they come: ``as_completed`` and ``map_unordered``.
 
-*Pure* but for the public API. Used by user programs.
+*Shell (the public API).* Used by user programs.
 
 Source: ray 2.60.0, ``util/helpers.py``.
 """

@@ -1,6 +1,6 @@
 """Queue: a queue that tasks and actors share, kept by one asyncio actor.
 
-*Pure* but for the public API. Used by user programs.
+*Shell (the public API).* Used by user programs.
 
 1. ``Full`` and ``Empty`` are those of the standard library's ``queue``, raised in the actor and again in the caller.
 

@@ -225,8 +225,8 @@ def run_script(source: str, directory: Path, *arguments: object, ok: bool = True
 def command_line(*arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the ``meshray`` command of the environment that runs the tests."""
     script = shutil.which("meshray", path=str(Path(sys.executable).parent))
-    command = [script] if script else [sys.executable, "-m", "meshray.cli.main"]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, env=environment())
+    assert script, f"no meshray command beside {sys.executable}: pip install -e '.[test]'"
+    result = subprocess.run([script, *arguments], capture_output=True, text=True, timeout=60, env=environment())
     assert not ok or result.returncode == 0, f"meshray {' '.join(arguments)}: {result.stdout}{result.stderr}"
     return result
 

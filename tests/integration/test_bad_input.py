@@ -86,11 +86,6 @@ def test_wrong_arguments_of_constructor_and_method():
         meshray.remote(Plain).remote().call.remote(1, 2)
 
 
-def test_refs_and_handles_are_not_made_by_hand():
-    with pytest.raises((TypeError, ValueError)):
-        meshray.ObjectRef(b"short")
-
-
 def test_ref_is_not_its_value():
     ref = meshray.put([1, 2])
     for misuse in (lambda: ref[0], lambda: len(ref), lambda: ref + 3, lambda: list(ref)):

@@ -67,7 +67,7 @@ def test_user_s_type_and_attributes_are_preserved():
     assert (caught.code, caught.detail) == (7, "seven")
 
 
-def test_message_has_the_remote_traceback():
+def test_error_shows_the_remote_traceback():
     @meshray.remote
     def outer():
         def a_telling_name():
@@ -75,7 +75,7 @@ def test_message_has_the_remote_traceback():
 
         a_telling_name()
 
-    text = str(raised(outer.remote()))
+    text = "".join(traceback.format_exception(raised(outer.remote())))
     assert "a_telling_name" in text
     assert "deep down" in text
     assert "outer" in text

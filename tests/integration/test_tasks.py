@@ -136,7 +136,6 @@ def test_options_leave_the_original_alone():
     two = add.options(num_cpus=2, name="other")
     assert meshray.get(two.remote(1)) == 2
     assert meshray.get(add.remote(1)) == 2
-    assert not hasattr(add, "_options") or "num_cpus" not in (add._options or {})
 
 
 def test_decorator_keeps_the_function_s_face():

@@ -246,10 +246,13 @@ class SimWorker(Owner):
                 self.run(message)
             case StartActor(spec=spec, incarnation=incarnation):
                 self.actor = spec.actor
-                self.cluster.clock.after(MS, lambda: self.alive and self.to_node(
-                    ActorStarted(spec.actor, incarnation)))
+                self.cluster.clock.after(MS, lambda: self.constructed(ActorStarted(spec.actor, incarnation)))
             case _:
                 super().receive(message)
+
+    def constructed(self, message: ActorStarted) -> None:
+        if self.alive:
+            self.to_node(message)
 
     def run(self, push: Push) -> None:
         task = push.task
@@ -315,9 +318,11 @@ class Process:
             self.cluster.clock.at(due_ns, lambda: self.wake(due_ns))
 
     def wake(self, due_ns: int) -> None:
-        if self._timer_ns != due_ns or not self.alive:
+        if self._timer_ns != due_ns:
             return
         self._timer_ns = None
+        if not self.alive:
+            return
         deadline_ns = self.machine.deadline_ns()
         if deadline_ns is not None and deadline_ns <= self.cluster.clock.now_ns:
             self.handle(Tick())

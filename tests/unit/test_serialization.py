@@ -141,7 +141,8 @@ def run_elsewhere(data: bytes, tmp_path: Path) -> str:
     code = ("import sys; from meshray.serialization import deserialize; "
             "print(repr(deserialize(open(sys.argv[1], 'rb').read())))")
     root = Path(serialization.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, cwd=root, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, cwd=root,
+                          check=False)
     return done.stdout.strip() or done.stderr
 
 

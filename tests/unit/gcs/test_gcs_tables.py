@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from meshray.gcs import limits, tables
-from meshray.messages.tasks import TaskEntry
+from meshray.messages.tasks import Location, TaskEntry
 
 
 def test_rows_survive_encoding_and_ignore_later_fields() -> None:
@@ -39,3 +39,8 @@ def test_name_keys_are_reversible_prefixed_and_bounded() -> None:
         tables.name_key("", "m" * 251)
     with pytest.raises(ValueError, match="zero byte"):
         tables.name_key("a\0b", "c")
+
+
+def test_an_object_row_takes_lists() -> None:
+    row = tables.ObjectRow("owner", 10, [Location("node-1", 0, 10)], ["a", "b"])
+    assert tables.decode(tables.encode(row), tables.ObjectRow).holders == ["a", "b"]

@@ -1,0 +1,194 @@
+"""The local scheduler, event by event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meshray import config
+from meshray.machine import Received, Tick
+from meshray.messages.node import (
+    Death,
+    DeclareDemand,
+    Demand,
+    LeaseGranted,
+    LeaseLost,
+    LeaseReclaimed,
+    ReturnLease,
+    WorkerBlocked,
+    WorkerUnblocked,
+)
+from meshray.messages.objects import ReleaseObjects
+from meshray.messages.sched import NodeGone, RemoteLeaseGranted, RequestRemoteLease
+from meshray.sched.events import DriverGone, SessionJoined, StartWorkers, StopWorker, WorkerDied, WorkerStartFailed
+from meshray.sched.local import LocalScheduler
+
+U = 10_000
+CPU = {"CPU": U}
+MS = config.MILLISECOND_NS
+
+
+class Bench:
+    """One scheduler, its clock, and the effects of each event."""
+
+    def __init__(self, cpus: int = 2, **options: Any) -> None:
+        self.machine = LocalScheduler("node-1", "head", "ipc://node-1", {"CPU": cpus * U}, **options)
+        self.now_ns = 1
+        self.workers = 0
+
+    def event(self, event: Any) -> list[Any]:
+        self.now_ns += MS
+        effects = self.machine.handle(event, self.now_ns)
+        self.machine.check()
+        return effects
+
+    def says(self, who: str, message: Any) -> list[Any]:
+        return self.event(Received(who.encode(), message))
+
+    def driver(self, name: str) -> None:
+        self.event(SessionJoined(name, name.encode(), "driver", 1, f"ipc://{name}", "job"))
+
+    def worker(self) -> list[Any]:
+        self.workers += 1
+        name = f"w{self.workers}"
+        return self.event(SessionJoined(name, name.encode(), "worker", self.workers, f"ipc://{name}"))
+
+    def wants(self, who: str, count: int, need: dict[str, int] | None = None, klass: int = 0) -> list[Any]:
+        return self.says(who, DeclareDemand([Demand(klass, CPU if need is None else need, count)]))
+
+
+def sent(effects: list[Any], kind: type) -> list[Any]:
+    return [effect.message for effect in effects if isinstance(getattr(effect, "message", None), kind)]
+
+
+def started(effects: list[Any]) -> int:
+    return sum(effect.count for effect in effects if isinstance(effect, StartWorkers))
+
+
+def test_workers_start_for_what_resources_justify_and_leases_follow() -> None:
+    bench = Bench()
+    bench.driver("d")
+    assert started(bench.wants("d", 10)) == 2
+    assert started(bench.wants("d", 10)) == 0, "the same word changes nothing"
+    (grant,) = sent(bench.worker(), LeaseGranted)
+    assert (grant.worker, grant.endpoint, grant.node, grant.pid) == ("w1", "ipc://w1", "node-1", 1)
+    assert len(sent(bench.worker(), LeaseGranted)) == 1
+    assert bench.machine.statistics()["leases_missing"] == 8
+    (again,) = sent(bench.says("d", ReturnLease([grant.lease])), LeaseGranted)
+    assert again.worker == "w1"
+    assert again.lease != grant.lease
+
+
+def test_count_zero_cancels_and_returned_workers_stay() -> None:
+    bench = Bench()
+    bench.driver("d")
+    bench.wants("d", 1)
+    (grant,) = sent(bench.worker(), LeaseGranted)
+    bench.wants("d", 0)
+    bench.says("d", ReturnLease([grant.lease, grant.lease, 12345]))
+    assert bench.machine.statistics()["workers_idle"] == 1
+    assert bench.machine.describe()["demands"] == []
+
+
+def test_a_stranger_cannot_return_or_demand() -> None:
+    bench = Bench()
+    bench.driver("d")
+    bench.driver("e")
+    bench.wants("d", 1)
+    (grant,) = sent(bench.worker(), LeaseGranted)
+    bench.says("e", ReturnLease([grant.lease]))
+    bench.wants("nobody", 3)
+    assert bench.event(Received(b"d", ReleaseObjects([]))) == []
+    assert bench.machine.statistics()["leases"] == 1
+
+
+def test_a_lost_worker_is_told_and_replaced() -> None:
+    bench = Bench()
+    bench.driver("d")
+    bench.wants("d", 1)
+    (grant,) = sent(bench.worker(), LeaseGranted)
+    death = Death("w1", 1, "node-1", signal=9)
+    effects = bench.event(WorkerDied("w1", death))
+    assert sent(effects, LeaseLost) == [LeaseLost(grant.lease, death)]
+    assert started(effects) == 1
+
+
+def test_a_waiting_task_lends_its_cpu_and_takes_it_back() -> None:
+    bench = Bench(cpus=1)
+    bench.driver("d")
+    bench.wants("d", 1)
+    bench.worker()
+    asked_back = sent(bench.wants("w1", 1), LeaseReclaimed)
+    assert started(bench.says("w1", WorkerBlocked())) == 1
+    assert len(sent(bench.worker(), LeaseGranted)) == 1
+    bench.says("w1", WorkerUnblocked())
+    assert bench.machine.describe()["resources"][0]["oversubscribed"] == U
+    bench.now_ns += 60 * MS
+    asked_back += sent(bench.event(Tick()), LeaseReclaimed)
+    assert len(asked_back) == len({message.lease for message in asked_back}) == 2, "each is asked once to make room"
+
+
+def test_a_driver_that_goes_takes_its_workers_along() -> None:
+    bench = Bench()
+    bench.driver("d")
+    bench.wants("d", 2)
+    bench.worker()
+    effects = bench.event(DriverGone("d"))
+    assert [(stop.name, stop.kill) for stop in effects if isinstance(stop, StopWorker)] == [("w1", True)]
+    bench.event(WorkerDied("w1", Death("w1", 1, "node-1")))
+    assert bench.machine.describe()["resources"][0]["available"] == 2 * U
+
+
+def test_leases_without_resources_are_granted_beside_full_cpus() -> None:
+    bench = Bench(cpus=1)
+    bench.driver("d")
+    bench.wants("d", 1)
+    bench.worker()
+    assert started(bench.wants("d", 3, {}, klass=1)) == 3
+    assert len(sent(bench.worker(), LeaseGranted)) == 1
+    assert bench.machine.describe()["leases"]
+
+
+def test_a_node_that_was_given_up_voids_what_it_lent() -> None:
+    bench = Bench()
+    bench.says("node-2", RequestRemoteLease("d", "node-2", "job", Demand(0, CPU, 1)))
+    (grant,) = sent(bench.worker(), RemoteLeaseGranted)
+    assert (grant.owner, grant.worker) == ("d", "w1")
+    effects = bench.says(">scheduler", NodeGone("node-1"))
+    assert [message.lease for message in sent(effects, LeaseLost)] == [grant.lease]
+    assert [(stop.name, stop.kill) for stop in effects if isinstance(stop, StopWorker)] == [("w1", True)]
+    assert bench.machine.describe()["demands"] == []
+
+
+def test_an_asking_node_that_is_gone_loses_its_leases() -> None:
+    bench = Bench()
+    bench.says("node-2", RequestRemoteLease("d", "node-2", "job", Demand(0, CPU, 1)))
+    bench.worker()
+    effects = bench.says(">scheduler", NodeGone("node-2"))
+    assert [(stop.name, stop.kill) for stop in effects if isinstance(stop, StopWorker)] == [("w1", True)]
+    assert bench.machine.statistics()["owners"] == 1, "only the worker's own session is left"
+
+
+def test_a_failed_start_pauses() -> None:
+    bench = Bench()
+    bench.driver("d")
+    assert started(bench.wants("d", 1)) == 1
+    assert started(bench.event(WorkerStartFailed(1, "no memory"))) == 0
+    bench.now_ns += 200 * MS
+    assert started(bench.event(Tick())) == 1
+
+
+def test_idle_workers_above_the_cpus_end() -> None:
+    bench = Bench(cpus=1)
+    for _ in range(3):
+        bench.worker()
+    bench.now_ns += config.WORKER_IDLE_NS
+    effects = bench.event(Tick())
+    assert [stop.name for stop in effects if isinstance(stop, StopWorker)] == ["w1", "w2"]
+    assert not any(stop.kill for stop in effects if isinstance(stop, StopWorker))
+
+
+def test_prestarted_workers_and_rhythm() -> None:
+    bench = Bench(prestart=2)
+    assert bench.machine.deadline_ns() == 0
+    assert started(bench.event(Tick())) == 2
+    assert bench.machine.deadline_ns() > bench.now_ns

@@ -1,0 +1,109 @@
+"""The judgements: waiting time, shortage, fairness, spillover, placement."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshray import config
+from meshray.messages.node import Strategy
+from meshray.sched import policy
+from meshray.sched.policy import Candidate, Holding, Waiter
+
+U = 10_000
+CPU = {"CPU": U}
+S = config.SECOND_NS
+MS = config.MILLISECOND_NS
+
+
+def node(name: str, cpus: int, free: int | None = None, **more: int) -> Candidate:
+    free = cpus if free is None else free
+    return Candidate(name, name, f"ipc://{name}", {"CPU": cpus * U}, {"CPU": free * U}, **more)
+
+
+def counts(placement: policy.Placement) -> dict[str, int]:
+    return {name: count for name, _, count in placement.places}
+
+
+def test_estimated_wait_is_queue_times_mean_plus_transfer() -> None:
+    """OSDI'18 s4.2.2: (i) queue size times average task execution, (ii) remote inputs over average bandwidth."""
+    assert policy.estimated_wait_ns(10, 5 * MS, 2) == 25 * MS
+    assert policy.estimated_wait_ns(10, 5 * MS, 2, 100, 200) == 25 * MS + S // 2
+
+
+@pytest.mark.parametrize(("need", "reason"), [
+    ({"CPU": U}, ""),
+    ({"GPU": 4 * U}, "needs 4 GPU, the cluster's largest node has 0"),
+    ({"CPU": 25_000}, "needs 2.5 CPU, the cluster's largest node has 2"),
+    ({"CPU": 2 * U, "x": U}, "needs 2 CPU, 1 x on one node, and no node has all of them together"),
+])
+def test_shortage_names_resource_and_numbers(need: dict[str, int], reason: str) -> None:
+    assert policy.shortage(need, [{"CPU": 2 * U}, {"CPU": U, "x": U}]) == reason
+
+
+def waiter(short: int = 1, *, owner: str = "b", held: int = 0, need: dict[str, int] | None = None) -> Waiter:
+    return Waiter((owner, 0), owner, held, held, 0, need or CPU, short)
+
+
+def holding(lease: int, owner: str = "a", *, since_ns: int = 0, idle: bool = False) -> Holding:
+    return Holding(lease, (owner, 0), owner, CPU, since_ns, idle)
+
+
+def test_idle_leases_are_asked_back_first_and_only_as_many_as_needed() -> None:
+    holdings = [holding(1), holding(2), holding(3, "c", idle=True)]
+    assert policy.victims([waiter()], holdings, {"CPU": 0}, 0) == [3]
+    assert policy.victims([waiter()], holdings, dict(CPU), 0) == [], "one is on its way back already"
+
+
+def test_shares_are_levelled_and_slices_respected() -> None:
+    four = [holding(number) for number in range(4)]
+    assert len(policy.victims([waiter(4)], four, {"CPU": 0}, 0)) == 2, "the waiter gets half"
+    one = [holding(1, since_ns=S)]
+    assert policy.victims([waiter()], one, {"CPU": 0}, S + MS) == [], "a fresh lease of an equal is left alone"
+    assert policy.victims([waiter()], one, {"CPU": 0}, 2 * S) == [1], "after a slice it goes round"
+
+
+def test_nothing_is_asked_back_in_vain() -> None:
+    assert policy.victims([waiter(need={"CPU": 4 * U})], [holding(1), holding(2)], {"CPU": 0}, S) == []
+    assert policy.victims([waiter(need={"GPU": U})], [holding(1)], {"CPU": 0}, S) == []
+
+
+def test_short_waits_stay_and_long_ones_spill_into_free_room() -> None:
+    rooms = [{"CPU": 3 * U}, {"CPU": 0}, {"CPU": U}]
+    assert policy.spill_count(2, backlog=2, mean_ns=MS, running=2, need=CPU, elsewhere=rooms) == 0
+    assert policy.spill_count(50, backlog=50, mean_ns=MS, running=2, need=CPU, elsewhere=rooms) == 4
+    assert policy.spill_count(2, backlog=50, mean_ns=MS, running=2, need=CPU, elsewhere=rooms) == 2
+
+
+def test_placement_fills_free_slots_and_leaves_the_rest_to_an_able_asker() -> None:
+    assert counts(policy.place(CPU, 5, [node("a", 2, 0), node("b", 2), node("c", 1)], asker="a")) == {"b": 2, "c": 1}
+
+
+def test_placement_queues_where_the_wait_is_lowest_if_the_asker_cannot() -> None:
+    nodes = [node("a", 0), node("b", 1, 0, queued=20, mean_task_ns=MS), node("c", 1, 0, queued=2, mean_task_ns=MS)]
+    assert counts(policy.place(CPU, 3, nodes, asker="a")) == {"c": 3}
+
+
+def test_placement_prefers_the_node_that_has_the_inputs() -> None:
+    placement = policy.place(CPU, 1, [node("b", 4), node("c", 1)], input_bytes={"c": 500 * config.MIB})
+    assert counts(placement) == {"c": 1}
+
+
+def test_placement_books_what_it_gives_out() -> None:
+    nodes = [node("b", 2), node("c", 2)]
+    first, second = policy.place(CPU, 2, nodes, asker="x"), policy.place(CPU, 2, nodes, asker="x")
+    assert set(counts(first)) != set(counts(second))
+
+
+def test_spread_levels_and_affinity_is_hard_or_soft() -> None:
+    nodes = [node("b", 4), node("c", 4), node("d", 4)]
+    assert counts(policy.place(CPU, 6, nodes, strategy=Strategy("spread"))) == {"b": 2, "c": 2, "d": 2}
+    assert counts(policy.place(CPU, 2, nodes, strategy=Strategy("node", "d"))) == {"d": 2}
+    assert policy.place(CPU, 1, nodes, strategy=Strategy("node", "z")).reason == (
+        "must run on node 'z', which is not part of the cluster")
+    assert policy.place(CPU, 1, nodes, strategy=Strategy("node", "z", True)).feasible
+    assert not policy.place({"CPU": 9 * U}, 1, nodes).feasible
+
+
+def test_excluded_nodes_are_the_last_resort() -> None:
+    assert counts(policy.place(CPU, 1, [node("b", 4), node("c", 1)], exclude=["b"])) == {"c": 1}
+    assert counts(policy.place(CPU, 1, [node("b", 4)], exclude=["b"])) == {"b": 1}
