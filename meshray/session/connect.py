@@ -3,7 +3,9 @@
 *Shell (zmq, clock).* Runs in drivers and workers.
 
 1. A session exists only when its node has answered: a failure to join is an exception that says what was tried.
-2. The process's own socket lies in the node's run directory, so whoever may open that may talk to us, and nobody else.
+2. What others send before the node's answer is there is kept for the session: a worker's first tasks come by another
+   connection, and may be faster.
+3. The process's own socket lies in the node's run directory, so whoever may open that may talk to us, and nobody else.
 """
 
 from __future__ import annotations
@@ -34,15 +36,16 @@ def join(endpoint: str, *, kind: str, namespace: str = "", entrypoint: str = "",
         raise errors.ClusterNotFoundError(f"there is no node at {endpoint}: {run_dir} does not exist. See meshray status")
     peers = Peers(name, ipc_endpoint(run_dir, name))
     try:
-        registered = _register(peers, endpoint, Register(
+        registered, early = _register(peers, endpoint, Register(
             name, kind, os.getpid(), peers.endpoint, "", namespace, entrypoint, token))
-        return Session(peers, registered, kind=kind)
+        return Session(peers, registered, kind=kind, early=early)
     except BaseException:
         peers.close()
         raise
 
 
-def _register(peers: Peers, endpoint: str, request: Register) -> Registered:
+def _register(peers: Peers, endpoint: str, request: Register) -> tuple[Registered, list[list[bytes]]]:
+    early: list[list[bytes]] = []
     route = peers.connect(NODE, endpoint)
     frame = encode(request)
     started_ns = time.monotonic_ns()
@@ -56,9 +59,10 @@ def _register(peers: Peers, endpoint: str, request: Register) -> Registered:
         for parts in peers.receive(1):
             message = decode(parts[1])
             if isinstance(message, Registered):
-                return message
+                return message, early
             if isinstance(message, RegisterRefused):
                 raise errors.ClusterNotFoundError(f"the node at {endpoint} refused this process: {message.reason}")
+            early.append(parts)
     raise errors.ClusterNotFoundError(
         f"no answer from {endpoint} within {config.REGISTER_TIMEOUT_NS // config.SECOND_NS} s: is the cluster running? "
         "See meshray status, or start one with meshray up")

@@ -56,7 +56,8 @@ _RECEIVE_MAX = 64
 class Session:
     """One process's membership in a cluster. Made by ``session.connect``."""
 
-    def __init__(self, peers: Peers, registered: Registered, *, kind: str) -> None:
+    def __init__(self, peers: Peers, registered: Registered, *, kind: str, early: list[list[bytes]]) -> None:
+        """``early`` are messages that came before the session was there."""
         self.kind = kind
         self.name = peers.name
         self.endpoint = peers.endpoint
@@ -77,6 +78,7 @@ class Session:
         self.printer: LogPrinter | None = None
         self.restore_signals: Callable[[], object] | None = None
         self._peers = peers
+        self._early = early
         self._calls: deque[Callable[[], None]] = deque()
         self._fresh: deque[SchedulingClass] = deque()
         self._watchers: dict[int, Callable[[Any], None]] = {}
@@ -139,11 +141,14 @@ class Session:
 
     def _step(self, timeout_ms: int) -> None:
         self._hand_out()
-        if timeout_ms and not self._fresh and not self._calls:
+        if timeout_ms and not self._fresh and not self._calls and not self._early:
             self._peers.wait(min(timeout_ms, self._until_deadline_ms()))
         self.driving.drain_wakes()
         self.now_ns = time.monotonic_ns()
-        for parts in self._peers.receive(_RECEIVE_MAX):
+        arrived = self._peers.receive(_RECEIVE_MAX)
+        if self._early:
+            arrived, self._early = self._early + arrived, []
+        for parts in arrived:
             message = decode(parts[1])
             handler = self._handlers.get(type(message))
             if handler is not None:
@@ -219,7 +224,10 @@ class Session:
 
     def send(self, route: Route, message: Message) -> bool:
         """Send to a peer; False if it is not there. (leader)"""
-        return self._peers.send(route, encode(message))
+        if self._peers.send(route, encode(message)):
+            return True
+        log.warning("%s is not there to take %s", name_of(route), type(message).__name__)
+        return False
 
     def to_node(self, message: Message) -> None:
         """Send to the own node. (leader)"""

@@ -12,7 +12,7 @@ import pytest
 
 from meshray.errors import ClusterStartError
 from meshray.processes import launch, local_cluster, machine_resources, run_dirs
-from meshray.processes.process_identity import identify, is_alive
+from meshray.processes.process_identity import end, identify, is_alive
 
 HEALTHY = """
 import json, os, sys
@@ -35,11 +35,13 @@ signal.pause()
 
 
 @pytest.fixture
-def boot(monkeypatch):
+def boot(root, monkeypatch):
+    """Let this script be the boot process; what a failed test leaves running is ended."""
     def become(script: str) -> None:
         monkeypatch.setattr(launch, "_BOOT", (sys.executable, "-c", script))
 
-    return become
+    yield become
+    end([process for cluster in run_dirs.clusters() for process in run_dirs.processes_of(cluster)], grace_s=0, term_s=0)
 
 
 def small_config(**options):
@@ -111,7 +113,8 @@ def test_node_that_finds_the_disk_full(root, boot, monkeypatch):
     settings = small_config()
     full = os.statvfs_result((4096, 4096, 4, 0, 0, 4, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    with pytest.raises(ClusterStartError, match=f"exit code 1: no space is left in {settings.run_dir}.*MESHRAY_RUN_ROOT"):
+    words = f"exit code 1: no space is left in {settings.run_dir}.*MESHRAY_RUN_ROOT"
+    with pytest.raises(ClusterStartError, match=words):
         launch.start_node(settings)
 
 
