@@ -52,7 +52,7 @@ _WHERE = {
 }
 _MODULES = frozenset({"actor", "exceptions", "util"})
 
-__all__ = sorted([*_WHERE, "exceptions", "util", "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_WHERE, "exceptions", "util", "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -143,7 +143,7 @@ def call(handle: ActorHandle, name: str, meta: MethodMeta, args: tuple[Any, ...]
         attach_arguments(session, task, args, kwargs, name)
     session.actors.enqueue(link, task)
     if task.waits_for:
-        session.call(lambda: session.wait_for_arguments(task))
+        session.call(lambda: session.outcomes.wait_for_arguments(task))
     return returns if meta.num_returns else None
 
 
@@ -214,7 +214,7 @@ class ActorClass:
                 describe_methods(self._methods)), task)
 
         def when_exported() -> None:
-            session.wait_for_creation(task, create)
+            session.outcomes.wait_for_creation(task, create)
 
         session.call(lambda: when_exported() if self._ready else self._waiting.append(when_exported))
         return ActorHandle(actor, self.__name__, self._methods, None if detached else ref, chosen.max_task_retries)

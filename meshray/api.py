@@ -287,7 +287,7 @@ def cancel(ref: ObjectRef, *, force: bool = False, recursive: bool = True) -> No
     session = current.session()
     if force and isinstance(ref._task, ActorLink):
         raise ValueError("force=True cannot cancel an actor's method: use meshray.kill(actor)")
-    session.call(lambda: session.cancel_task(ref, force=force, recursive=recursive))
+    session.call(lambda: session.outcomes.cancel_task(ref, force=force, recursive=recursive))
     session.driving.try_step()
 
 
@@ -323,17 +323,17 @@ def nodes() -> list[dict[str, Any]]:
     return [{"NodeID": row["node"], "Alive": row["state"] == "alive", "NodeName": row["name"],
              "NodeManagerAddress": row["endpoint"], "NodeManagerHostname": os.uname().nodename, "alive": True,
              "Resources": _units(row["resources_total"]), "Labels": {}}
-            for row in current.session().ask_cluster(["nodes"])["nodes"]]
+            for row in current.session().questions.ask(["nodes"])["nodes"]]
 
 
 def cluster_resources() -> dict[str, float]:
     """Return the resources of all nodes together: CPU, GPU, memory and object_store_memory (bytes), custom ones."""
-    return _sum(current.session().ask_cluster(["nodes"])["nodes"], "resources_total")
+    return _sum(current.session().questions.ask(["nodes"])["nodes"], "resources_total")
 
 
 def available_resources() -> dict[str, float]:
     """Return the resources that are free now, of all nodes together."""
-    rows = current.session().ask_cluster(["nodes"])["nodes"]
+    rows = current.session().questions.ask(["nodes"])["nodes"]
     free = _sum(rows, "resources_available")
     free["object_store_memory"] = float(sum(row["object_store_bytes"] - row["object_store_used"] for row in rows))
     return free
@@ -354,7 +354,7 @@ def _units(resources: dict[str, int]) -> dict[str, float]:
 def timeline(filename: str | None = None) -> Any:
     """Return what ran where and when, as a list of Chrome trace events; with ``filename`` write them there (JSON, for
     chrome://tracing or ui.perfetto.dev)."""
-    events = current.session().ask_cluster(["timeline"])["timeline"]
+    events = current.session().questions.ask(["timeline"])["timeline"]
     if filename is None:
         return events
     with open(filename, "w", encoding="utf-8") as file:

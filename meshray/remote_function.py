@@ -30,7 +30,7 @@ class RemoteFunction(Generic[P, R]):
     def __init__(self, function: Callable[P, R], task_options: TaskOptions) -> None:
         self._function = function
         self._options = task_options
-        self._name = task_options.name or getattr(function, "__qualname__", type(function).__name__)
+        self._name: str = task_options.name or getattr(function, "__qualname__", None) or type(function).__name__
         self._shape = shape_of(function)
         self._generation = -1
         self._klass: SchedulingClass | None = None
@@ -102,8 +102,8 @@ def submit(session: Session, klass: SchedulingClass, args: tuple[Any, ...], kwar
     if args or kwargs:
         attach_arguments(session, task, args, kwargs, klass.name)
     if task.waits_for:
-        session.pending[seq] = task
-        session.call(lambda: session.wait_for_arguments(task))
+        session.outcomes.pending[seq] = task
+        session.call(lambda: session.outcomes.wait_for_arguments(task))
     else:
         session.enqueue(klass, task)
     return returns if klass.num_returns else None

@@ -5,7 +5,8 @@
 1. Systems take their samples alternately, and the order rotates from round to round, so that a slow minute of the
    machine hits all of them.
 2. What counts is the median over rounds.
-3. A subject that does not answer in time is killed with all its processes, and its rows are empty.
+3. A subject that does not answer in time is killed with all its processes; the row is empty for it, and the next row
+   gets a fresh subject.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Self
 from perf.footprint import descendants, pss_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-ANSWER_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 60.0
 Values = dict[str, float | None]
 
 
@@ -47,19 +48,24 @@ class Player:
         os.close(answers)
         os.close(commands)
         self._answers, self._commands = here_reads, here_writes
+        self.ended = False
 
     def tell(self, do: str, **arguments: Any) -> float | None:
         """Send one command and return the value of its answer; raise SubjectFailed."""
         try:
             os.write(self._commands, json.dumps({"do": do, **arguments}).encode() + b"\n")
         except BrokenPipeError as error:
+            self.ended = True
             raise SubjectFailed(f"{self.system} has ended before {do!r}") from error
         line = b""
         while not line.endswith(b"\n"):
             if not select.select([self._answers], [], [], ANSWER_TIMEOUT_S)[0]:
+                self.ended = True
+                self._process.terminate()
                 raise SubjectFailed(f"{self.system} did not answer {do!r} {arguments} for {ANSWER_TIMEOUT_S:.0f} s")
             piece = os.read(self._answers, 65536)
             if not piece:
+                self.ended = True
                 raise SubjectFailed(f"{self.system} ended during {do!r} {arguments}")
             line += piece
         answer = json.loads(line)
@@ -109,16 +115,31 @@ class Orchestra:
         """Run the named rows. Return the medians by row and system, and memory in MB after them by system."""
         players = {system: Player(system, python) for system, python in self.pythons.items()}
         try:
-            living = {system: player for system, player in players.items()
-                      if self._attempt(player, "start", cpus=cpus) is not None}
-            results = {name: self._row(living, name) for name in names}
-            memory: Values = {system: player.footprint_bytes() / 1e6 for system, player in living.items()}
-            for player in living.values():
-                self._attempt(player, "stop")
+            for player in players.values():
+                self._start(player, cpus)
+            results = {}
+            for name in names:
+                results[name] = self._row({s: player for s, player in players.items() if not player.ended}, name)
+                self._revive(players, cpus)
+            memory: Values = {s: player.footprint_bytes() / 1e6 for s, player in players.items() if not player.ended}
+            for player in players.values():
+                if not player.ended:
+                    self._attempt(player, "stop")
             return results, memory
         finally:
             for player in players.values():
                 player.close()
+
+    def _revive(self, players: dict[str, Player], cpus: int) -> None:
+        for system, player in list(players.items()):
+            if player.ended:
+                player.close()
+                players[system] = Player(system, self.pythons[system])
+                self._start(players[system], cpus)
+
+    def _start(self, player: Player, cpus: int) -> None:
+        if self._attempt(player, "start", cpus=cpus) is None:
+            player.ended = True
 
     def _row(self, players: dict[str, Player], name: str) -> Values:
         samples: dict[str, list[float]] = {}

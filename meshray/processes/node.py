@@ -33,7 +33,14 @@ from meshray.node_config import NodeConfig
 from meshray.processes.node_actors import NodeActors
 from meshray.processes.node_describe import Describer
 from meshray.processes.node_events import (
-    DriverExited, ForkWorker, KillWorker, LinesWritten, ServiceExited, WatchDriver, WorkerExited, WorkerForked,
+    DriverExited,
+    ForkWorker,
+    KillWorker,
+    LinesWritten,
+    ServiceExited,
+    WatchDriver,
+    WorkerExited,
+    WorkerForked,
     WorkerForkFailed,
 )
 from meshray.resources import UNITS_PER_ONE
@@ -42,7 +49,6 @@ from meshray.sched.local import LocalScheduler
 from meshray.store import service as store_service
 from meshray.store.events import HolderGone, OwnerGone, SessionGone
 from meshray.transport.sockets import name_of, route_to
-
 
 _SCHEDULED = frozenset({
     messages.DeclareDemand, messages.ReturnLease, messages.WorkerBlocked, messages.WorkerUnblocked, messages.CreateActor,

@@ -27,7 +27,14 @@ from meshray.messages.state import StopCluster
 from meshray.node_config import NodeConfig
 from meshray.processes.node import NodeMachine
 from meshray.processes.node_events import (
-    DriverExited, ForkWorker, KillWorker, ServiceExited, WatchDriver, WorkerExited, WorkerForked, WorkerForkFailed,
+    DriverExited,
+    ForkWorker,
+    KillWorker,
+    ServiceExited,
+    WatchDriver,
+    WorkerExited,
+    WorkerForked,
+    WorkerForkFailed,
 )
 from meshray.processes.worker_logs import WorkerLogs
 from meshray.resources import UNITS_PER_ONE

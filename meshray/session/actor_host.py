@@ -2,7 +2,7 @@
 
 *Shell (runs user code, threads, asyncio).* Runs in workers that became an actor.
 
-1. A call runs at most once per incarnation: an order number already seen is dropped, one for another incarnation refused.
+1. A call runs at most once per incarnation: an order number already seen is dropped, another incarnation's refused.
 2. A plain class runs one call at a time, in the order of arrival; with ``max_concurrency`` > 1 or concurrency groups it
    has threads, and order is given up. A class with ``async def`` methods runs in one event loop, in the main thread.
 3. The end (all handles gone, ``exit_actor``, ``__ray_terminate__``) waits behind the calls that came before it.
@@ -230,7 +230,7 @@ class ActorHost:
         key = (route, message.seq)
         context = self._running.get(key)
         if message.recursive:
-            self.session.cancel_children(message.seq, force=False)
+            self.session.outcomes.cancel_children(message.seq, force=False)
         if context is not None:
             context.cancelled = True
             if self.loop is not None:

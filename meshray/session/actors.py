@@ -89,7 +89,7 @@ class Actors:
     def enqueue(self, link: ActorLink, task: Task) -> None:
         """Take a call whose arguments have values. Any thread."""
         session = self._session
-        session.pending[task.seq] = task
+        session.outcomes.pending[task.seq] = task
         link.queue.append(task)
         waiting = len(link.queue)
         if not link.outstanding or waiting % config.BATCH_TASKS_MAX == 0 or link.state == "dead":
@@ -243,8 +243,8 @@ class Actors:
         self.pump(link)
 
     def _fail(self, task: Task, error: bytes) -> None:
-        if self._session.pending.pop(task.seq, None) is not None:
-            self._session.fail_task(task, error)
+        if self._session.outcomes.pending.pop(task.seq, None) is not None:
+            self._session.outcomes.fail(task, error)
 
     def _end(self, link: ActorLink) -> None:
         if link.state == "alive":

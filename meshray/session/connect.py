@@ -20,20 +20,20 @@ from meshray.session.session import Session
 from meshray.transport.codec import decode, encode
 from meshray.transport.sockets import Peers, ipc_endpoint
 
-
 NODE = "node"
 """What a session calls the node that it belongs to."""
 
 
 def join(endpoint: str, *, kind: str, namespace: str = "", entrypoint: str = "",
          name: str = "", token: str = "") -> Session:
-    """Register at the node that listens at ``endpoint`` (``ipc://``); return the session. Raise ClusterNotFoundError."""
+    """Register at the node that listens at ``endpoint`` (ipc); return the session. Raise ClusterNotFoundError."""
     name = name or process_name(kind, os.urandom(8))
     if not endpoint.startswith("ipc://"):
         raise errors.ClusterNotFoundError(f"{endpoint!r} is not an address of a node: it starts with ipc://")
     run_dir = os.path.dirname(endpoint.removeprefix("ipc://"))
     if not os.path.isdir(run_dir):
-        raise errors.ClusterNotFoundError(f"there is no node at {endpoint}: {run_dir} does not exist. See meshray status")
+        raise errors.ClusterNotFoundError(f"there is no node at {endpoint}: {run_dir} does not exist: "
+                                          "see meshray status")
     peers = Peers(name, ipc_endpoint(run_dir, name))
     try:
         registered, early = _register(peers, endpoint, Register(

@@ -27,7 +27,7 @@ def describe(session: Session, request: DescribeSession) -> bytes:
 
 def _tasks(session: Session, limit: int) -> list[dict[str, Any]]:
     rows = []
-    for task in list(session.pending.values())[:limit]:
+    for task in list(session.outcomes.pending.values())[:limit]:
         rows.append(_task_row(session, task))
     executor = session.executor
     if executor is not None:

@@ -5,8 +5,8 @@
 1. The thread that holds ``lock`` is the *leader*; only it touches the socket and the session's tables.
 2. A thread that waits for something leads if nobody else does; otherwise it *follows*: the leader wakes it when its
    condition holds, or when the leader leaves.
-3. A background thread leads when no other thread has for ``BACKGROUND_GRACE_NS``, and leaves when another wants to. In a
-   loop of ``get(f.remote())`` it therefore never wakes up between two gets.
+3. A background thread leads when no other thread has for ``BACKGROUND_GRACE_NS``, and leaves when another wants to.
+   In a loop of ``get(f.remote())`` it therefore never wakes up between two gets.
 4. Ctrl-C never interrupts a turn half-way: it is noted, and raised when the leader leaves the turn.
 
 Source: leader/followers pattern (Schmidt et al., PLoP 2000); DESIGN s4.8.

@@ -2,8 +2,8 @@
 
 *Shell (runs user code, signals).* Runs in workers.
 
-1. The main thread runs user code; between tasks it leads the session. Results leave in batches, and at once when nothing
-   else is queued.
+1. The main thread runs user code; between tasks it leads the session. Results leave in batches, and at once when
+   nothing else is queued.
 2. A worker that blocks gives its CPU back to the node and its unstarted tasks back to their owners.
 3. A worker that still refers to a borrowed argument when its task ends registers its hold before it answers.
 4. Cancellation raises KeyboardInterrupt in user code only, never inside a turn of the session.
@@ -26,8 +26,19 @@ from meshray import config, failures, serialization
 from meshray.ids import object_id, task_id
 from meshray.messages.node import StartActor, Unregister, WorkerBlocked, WorkerUnblocked
 from meshray.messages.tasks import (
-    Argument, CallActor, CallEntry, CancelTask, EndActor, PushTasks, RecallTasks, ReleaseReturns, TaskEntry, TaskResult, TasksFinished,
-    TasksRecalled, Value,
+    Argument,
+    CallActor,
+    CallEntry,
+    CancelTask,
+    EndActor,
+    PushTasks,
+    RecallTasks,
+    ReleaseReturns,
+    TaskEntry,
+    TaskResult,
+    TasksFinished,
+    TasksRecalled,
+    Value,
 )
 from meshray.object_ref import PENDING, ObjectRef
 from meshray.session.actor_host import ActorHost
@@ -129,7 +140,9 @@ class Executor:
         ended_ns = time.monotonic_ns()
         spent_ns = ended_ns - started_ns
         mean_ns = self._means.get(push.function)
-        self._means[push.function] = spent_ns or 1 if mean_ns is None else mean_ns + (spent_ns - mean_ns) // _MEAN_WEIGHT
+        if mean_ns is None:
+            mean_ns = spent_ns or 1
+        self._means[push.function] = mean_ns + (spent_ns - mean_ns) // _MEAN_WEIGHT
         self.events.append((push.name, started_ns, spent_ns, "task"))
         self.executed += 1
         if anchors:
@@ -346,7 +359,7 @@ class Executor:
         if running is None or running[0] != route or running[1] != message.seq:
             return
         if message.recursive:
-            self.session.cancel_children(message.seq, force=message.force)
+            self.session.outcomes.cancel_children(message.seq, force=message.force)
         if message.force:
             self.session.to_node(Unregister("force-cancelled"))
             self.session.linger()

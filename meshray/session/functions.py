@@ -48,7 +48,7 @@ class Functions:
         if done is None:
             self._exported[identity] = False
             row = tables.encode(tables.FunctionRow(name, pickled, self._session.job))
-            self._session.gcs_write([Op(tables.FUNCTION, identity, row, PUT_IF_ABSENT)],
+            self._session.tables.write([Op(tables.FUNCTION, identity, row, PUT_IF_ABSENT)],
                                     lambda answer: self._written(identity, answer))
 
     def _written(self, identity: bytes, answer: Answered) -> None:
@@ -69,7 +69,7 @@ class Functions:
         return thing
 
     def _fetch(self, identity: bytes) -> bytes:
-        answer = self._session.ask_gcs(lambda done: self._session.gcs_read(tables.FUNCTION, identity, done))
+        answer = self._session.tables.ask(lambda done: self._session.tables.read(tables.FUNCTION, identity, done))
         if answer.error is not None or answer.results[0].value is None:
             reason = "there is no such row" if answer.error is None else answer.error.reason
             raise errors.MeshraySystemError(f"function {identity.hex()} is not in the function table: {reason}")

@@ -30,7 +30,7 @@ def future_of(session: Session, ref: ObjectRef) -> concurrent.futures.Future[Any
     if ref._state != PENDING:
         complete(ref)
     else:
-        session.call(lambda: session.when_complete(ref, complete))
+        session.call(lambda: session.outcomes.when_complete(ref, complete))
     return future
 
 
@@ -57,6 +57,6 @@ async def await_ref(session: Session, ref: ObjectRef) -> Any:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(wake)
 
-        session.call(lambda: session.when_complete(ref, complete))
+        session.call(lambda: session.outcomes.when_complete(ref, complete))
         await arrived
     return getting.value_of(session, ref)

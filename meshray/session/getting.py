@@ -86,8 +86,8 @@ def await_refs(session: Session, refs: Sequence[ObjectRef], deadline_ns: int | N
             position += 1
         else:
             return True
-        if failures_seen != session.failures:
-            failures_seen = session.failures
+        if failures_seen != session.outcomes.failures:
+            failures_seen = session.outcomes.failures
             for ref in refs[position:]:
                 if ref._state == FAILED:
                     raise failures.decode(ref._value)
@@ -99,7 +99,7 @@ def await_refs(session: Session, refs: Sequence[ObjectRef], deadline_ns: int | N
     try:
         finished = session.block_until(done, deadline_ns)
     except KeyboardInterrupt:
-        session.interrupt(refs[position:])
+        session.outcomes.interrupt(refs[position:])
         raise
     if not finished:
         ready = sum(1 for ref in refs if ref._state != PENDING)

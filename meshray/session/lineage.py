@@ -2,8 +2,8 @@
 
 *Pure* but for the control store writes of its session. Runs in drivers and workers.
 
-1. A row is written ``LINEAGE_FLUSH_NS`` after its task was submitted, and only if one of its results is still referred to:
-   the fast path never waits, and results that come and go leave no trace.
+1. A row is written ``LINEAGE_FLUSH_NS`` after its task was submitted, and only if its first result is still referred
+   to: the fast path never waits, and results that come and go leave no trace.
 2. A row that was written is removed when its last reference dies (retention by reference).
 3. Memory is bounded: what is waited for is a queue of weak references, and a written task is forgotten here.
 
@@ -81,7 +81,7 @@ class Lineage:
             ops.append(Op(table, key, b"", DELETE))
         if ops:
             self.rows_written += len(ops)
-            self._session.gcs_write(ops)
+            self._session.tables.write(ops)
 
     def _rows(self, ref: ObjectRef) -> list[Op]:
         ops = []

@@ -32,7 +32,7 @@ def claim_name(session: Session, namespace: str, name: str, actor: bytes) -> boo
 
 
 def _write(session: Session, op: Op) -> Answered:
-    answer = session.ask_gcs(lambda done: session.gcs_write([op], done))
+    answer = session.tables.ask(lambda done: session.tables.write([op], done))
     if answer.error is not None:
         raise errors.MeshraySystemError(f"the control store could not write: {answer.error.reason}")
     return answer
@@ -45,7 +45,7 @@ def _lives(session: Session, actor: bytes) -> bool:
 
 def read_actor(session: Session, actor: bytes) -> tables.ActorRow | None:
     """Return the row of an actor, or None if it has none (yet)."""
-    answer = session.ask_gcs(lambda done: session.gcs_read(tables.ACTOR, actor, done))
+    answer = session.tables.ask(lambda done: session.tables.read(tables.ACTOR, actor, done))
     if answer.error is not None:
         raise errors.MeshraySystemError(f"the control store could not be read: {answer.error.reason}")
     value = answer.results[0].value
@@ -55,7 +55,7 @@ def read_actor(session: Session, actor: bytes) -> tables.ActorRow | None:
 def find_actor(session: Session, namespace: str, name: str) -> ActorSpec:
     """Return how the living actor with that name was made. Raise ValueError if there is none."""
     key = tables.name_key(namespace, name)
-    answer = session.ask_gcs(lambda done: session.gcs_read(tables.NAME, key, done))
+    answer = session.tables.ask(lambda done: session.tables.read(tables.NAME, key, done))
     actor = None if answer.error is not None else answer.results[0].value
     if actor is not None:
         rows: list[tables.ActorRow | None] = []
@@ -75,7 +75,7 @@ def find_actor(session: Session, namespace: str, name: str) -> ActorSpec:
 def list_names(session: Session, namespace: str | None) -> list[tuple[str, str]]:
     """Return (namespace, name) of all named actors, of one namespace or of all."""
     prefix = b"" if namespace is None else tables.name_key(namespace, "")
-    answer = session.ask_gcs(lambda done: session.gcs_scan(tables.NAME, prefix, done))
+    answer = session.tables.ask(lambda done: session.tables.scan(tables.NAME, prefix, done))
     names = []
     for row in answer.results:
         if row.value is not None and _lives(session, row.value):

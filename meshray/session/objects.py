@@ -2,8 +2,8 @@
 
 *Shell (arena) around the reference protocol.* Runs in drivers and workers; methods marked (leader) only in the leader.
 
-1. A reference that leaves this process is *published*: it has an id and can be found by it. Its owner keeps the value as
-   long as this process or any registered holder refers to it.
+1. A reference that leaves this process is *published*: it has an id and can be found by it. Its owner keeps the value
+   as long as this process or any registered holder refers to it.
 2. Whoever passes a reference on keeps its own until the receiver's hold is registered at the owner: a task's arguments
    are pinned until it has answered, and a worker that still refers to one of them registers before it answers.
 3. A result's inner references are pinned by the worker until the owner of the result says that it holds them.
@@ -23,8 +23,18 @@ from typing import TYPE_CHECKING, Any
 from meshray import config, failures, serialization
 from meshray.ids import object_id, task_id
 from meshray.messages.objects import (
-    FetchFailed, FetchObject, HoldersDied, HoldObjects, HoldsRegistered, ObjectFetched, ObjectResolved, ObjectsFreed,
-    ObjectsSealed, ReleaseObjects, ResolveObjects, Sealed,
+    FetchFailed,
+    FetchObject,
+    HoldersDied,
+    HoldObjects,
+    HoldsRegistered,
+    ObjectFetched,
+    ObjectResolved,
+    ObjectsFreed,
+    ObjectsSealed,
+    ReleaseObjects,
+    ResolveObjects,
+    Sealed,
 )
 from meshray.messages.tasks import Argument, Location, RefInfo, TaskEntry, Value
 from meshray.object_ref import DATA, FAILED, PENDING, READY, STORED, ObjectRef
@@ -221,7 +231,7 @@ class Objects:
             self._resolving.pop(ref.binary(), None)
             if ref._state == PENDING:
                 fail(ref, failures.encode_system(kind, f"object {ref.hex()} is lost: {reason}"))
-                self._session.completed(ref)
+                self._session.outcomes.completed(ref)
 
     # --- resolving borrowed references ---------------------------------------------------------------------------
 
@@ -249,7 +259,7 @@ class Objects:
             elif ref._state == PENDING:
                 asked = self._questions.setdefault(identity, set())
                 if not asked:
-                    self._session.when_complete(ref, self._answer_all)
+                    self._session.outcomes.when_complete(ref, self._answer_all)
                 asked.add(route)
             else:
                 self._answer(route, ref)
@@ -273,7 +283,7 @@ class Objects:
             fail(ref, message.error)
         elif message.value is not None:
             self.take(ref, message.value, owned=False)
-        self._session.completed(ref)
+        self._session.outcomes.completed(ref)
 
     def take(self, ref: ObjectRef, value: Value, *, owned: bool) -> None:
         """Give ``ref`` a value that came over the wire, holding the references inside it. (leader)"""

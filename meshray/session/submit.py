@@ -176,7 +176,7 @@ class Submitter:
         lease.outstanding.clear()
         self._session.forget_peer(lease.worker)
         for position, task in enumerate(tasks):
-            self._session.task_lost(task, message.death, started=position == 0)
+            self._session.outcomes.task_lost(task, message.death, started=position == 0)
         self.pump(klass)
 
     def stuck(self, klass_number: int, reason: str) -> None:

@@ -20,6 +20,8 @@ import os
 import socket as stdlib_socket
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import zmq
 from zmq.backend import zmq_poll
@@ -71,7 +73,8 @@ class Peers:
         except BaseException:
             self.close()
             raise
-        self._interest: list[tuple[object, int]] = [(self._socket, zmq.POLLIN)]
+        self._interest: list[tuple[Any, int]] = [(self._socket, zmq.POLLIN)]
+        self._fd = int(self._socket.getsockopt(zmq.FD))
 
     def _open(self, name: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
@@ -132,7 +135,7 @@ class Peers:
                 if error.errno not in (zmq.ENOENT, zmq.ENOTSOCK):
                     raise
 
-    def send(self, route: Route, frame: bytes, *buffers: object) -> bool:
+    def send(self, route: Route, frame: bytes, *buffers: Any) -> bool:
         """Send ``frame`` (and ``buffers``, large ones without a copy). False if the peer is not there."""
         send = self._socket.send
         try:
@@ -153,7 +156,7 @@ class Peers:
     def receive(self, count_max: int) -> list[list[bytes]]:
         """Return up to ``count_max`` waiting messages, each ``[route, frame, *buffers]``, without blocking."""
         socket = self._socket
-        get = socket.getsockopt
+        get: Any = socket.getsockopt
         messages: list[list[bytes]] = []
         while len(messages) < count_max and get(zmq.EVENTS) & zmq.POLLIN:
             message = [socket.recv(), socket.recv()]
@@ -168,11 +171,11 @@ class Peers:
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when messages may wait (edge-triggered: then ask ``has_input``)."""
-        return int(self._socket.getsockopt(zmq.FD))
+        return self._fd
 
     def has_input(self) -> bool:
         """Whether a message waits."""
-        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket, giving unsent messages ``linger_ms``, and remove the ipc path."""
@@ -181,10 +184,8 @@ class Peers:
         self._socket.close(linger=linger_ms)
         self._context.term()
         if self.endpoint.startswith("ipc://"):
-            try:
+            with suppress(FileNotFoundError):
                 os.unlink(self.endpoint.removeprefix("ipc://"))
-            except FileNotFoundError:
-                pass
 
     @property
     def connected(self) -> Sequence[Route]:
@@ -207,7 +208,5 @@ def refuse_living(path: str) -> None:
             pass
         else:
             raise AddressInUse(f"{path} belongs to a running process: stop it, or choose another run directory")
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
