@@ -2,8 +2,9 @@
 
 *Shell (stdout).* ``python -m perf.compare --peer ray|dask|pool [--peer-python PATH] [--rows a,b] [--quick] [--json]``.
 
-1. ``ratio`` is how many times better meshray is than the peer: rates divided, costs divided the other way round.
-2. With ``--json``, one object per line: ``row``, ``value`` (meshray), ``unit``, ``peer``, ``limit``; null where there
+1. ``at least`` and ``aim`` are the project's targets; they speak of Ray, so they are shown beside Ray only.
+2. ``ratio`` is how many times better meshray is than the peer: rates divided, costs divided the other way round.
+3. With ``--json``, one object per line: ``row``, ``value`` (meshray), ``unit``, ``peer``, ``limit``; null where there
    is none.
 """
 
@@ -16,6 +17,7 @@ import sys
 from dataclasses import dataclass
 
 from perf.orchestra import Orchestra, Values
+from perf.row_kinds import Target
 from perf.rows import ROWS
 
 CPUS = 2
@@ -90,13 +92,15 @@ def measure(orchestra: Orchestra, peer: str, names: list[str]) -> list[Line]:
         else:
             cost = COSTS[name]
             described = (cost.text, cost.unit, cost.at_least, cost.aim)
+        if peer != "ray":
+            described = (*described[:2], "", "")
         lines.append(Line(name, *described, values.get("meshray"), values.get(peer), values.get("bare")))
     return lines
 
 
-def times(ratio: float | None) -> str:
-    """Write a ratio as the table does."""
-    return "" if ratio is None else f"{ratio:g}x"
+def times(target: Target) -> str:
+    """Write a target as the table does."""
+    return target if isinstance(target, str) else "" if target is None else f"{target:g}x"
 
 
 def number(value: float | None, suffix: str = "") -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Make = Callable[[Any], Iterator["Operation"]]
+Target = float | str | None
 SAMPLE_S = 0.4
 """An operation is repeated at least this long per sample, so that scheduling noise averages out."""
 
@@ -27,18 +28,18 @@ class Operation:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. ``at_least`` and ``aim`` are ratios to the peer, None where nothing is promised."""
+    """One row of the table. ``at_least`` and ``aim`` are ratios to Ray (or say to what), None where there is none."""
 
     name: str
     text: str
     unit: str
-    at_least: float | None
-    aim: float | None
+    at_least: Target
+    aim: Target
     open: Callable[[Any], AbstractContextManager[Operation]]
 
 
 def row(
-    name: str, text: str, *, unit: str, at_least: float | None = None, aim: float | None = None
+    name: str, text: str, *, unit: str, at_least: Target = None, aim: Target = None
 ) -> Callable[[Make], Row]:
     """Turn a generator function that yields one ``Operation`` into a row; what follows the yield cleans up."""
 

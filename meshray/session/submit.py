@@ -6,7 +6,8 @@
 1. A task is pushed to a worker only under a lease, and to one worker at a time.
 2. A worker gets as many tasks as it can run in ``PIPELINE_NS``, at least one; it is refilled when half of that is left.
 3. A lease with nothing outstanding is fed at once; otherwise tasks gather into batches of ``BATCH_TASKS_MAX``.
-4. Tasks that wait at a worker behind a longer one than expected are recalled when another worker is free.
+4. Tasks that wait at a worker behind a longer one than expected are recalled when another worker is free, and such a
+   worker gets no more until it answers.
 5. Demand is declared, not counted out: the last word on a class replaces the earlier ones.
 
 Source: OSDI'18 s4.2.2; leases and direct pushes as in NSDI'21 s4; DESIGN s4.3-5.
@@ -53,11 +54,16 @@ class Submitter:
         """Push what can be pushed, and declare the demand if it has changed."""
         if klass.queue and klass.ready:
             depth = self.depth(klass)
-            for lease in list(klass.leases.values()):
+            stalled_ns = self._session.now_ns - _STALL_NS
+            leases = list(klass.leases.values())
+            if klass.hungry and len(leases) > 1:
+                leases.sort(key=_load)
+            for lease in leases:
                 if not klass.queue:
                     break
                 count = len(lease.outstanding)
-                if lease.blocked or lease.reclaimed or lease.recalling or (count and count * 2 > depth):
+                if lease.blocked or lease.reclaimed or lease.recalling or (
+                        count and (count * 2 > depth or lease.answered_ns < stalled_ns)):
                     continue
                 self._feed(lease, depth - count)
         self._declare(klass)
@@ -291,3 +297,7 @@ class Submitter:
         for klass in self.classes.values():
             klass.leases.clear()
         self.leases.clear()
+
+
+def _load(lease: Lease) -> int:
+    return len(lease.outstanding)

@@ -16,6 +16,7 @@ Source: ZeroMQ RFC 28 (ROUTER), zmq_setsockopt(3).
 
 from __future__ import annotations
 
+import errno
 import os
 import socket as stdlib_socket
 import stat
@@ -132,7 +133,7 @@ class Peers:
             try:
                 self._socket.disconnect(endpoint)
             except zmq.ZMQError as error:
-                if error.errno not in (zmq.ENOENT, zmq.ENOTSOCK):
+                if error.errno not in (errno.ENOENT, zmq.ENOTSOCK):
                     raise
 
     def send(self, route: Route, frame: bytes, *buffers: Any) -> bool:
