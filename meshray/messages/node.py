@@ -56,6 +56,7 @@ class Registered(Message, tag=31):
     cluster: str
     resources: dict[str, int]
     embedded: bool = False
+    pid: int = 0
 
 
 class RegisterRefused(Message, tag=32):

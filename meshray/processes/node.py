@@ -21,7 +21,7 @@ import msgspec
 from meshray import config
 from meshray.gcs import tables
 from meshray.gcs.client import GcsClient
-from meshray.gcs.requests import Answered, RowChanged
+from meshray.gcs.requests import Answered, RowChanged, Synced
 from meshray.ids import process_name
 from meshray.machine import Connect, Received, Send, Stop, Tick, Undeliverable
 from meshray.messages import node as messages
@@ -205,11 +205,17 @@ class NodeMachine:
         self._asked[request] = done
         return self._gcs_done(effects, now_ns)
 
-    def watch(self, table: str, key: bytes, now_ns: int, changed: Callable[[RowChanged, int], list[Any]]) -> list[Any]:
-        """Follow a row."""
+    def watch(self, table: str, key: bytes, now_ns: int,
+              changed: Callable[[RowChanged, int], list[Any]]) -> tuple[int, list[Any]]:
+        """Follow a row; return the watch and effects."""
         watch, effects = self.gcs.watch(table, key, now_ns)
         self._watched[watch] = changed
-        return self._gcs_done(effects, now_ns)
+        return watch, self._gcs_done(effects, now_ns)
+
+    def unwatch(self, watch: int) -> list[Any]:
+        """End a watch."""
+        self._watched.pop(watch, None)
+        return self.gcs.unwatch(watch)
 
     def _gcs_done(self, effects: list[Any], now_ns: int) -> list[Any]:
         remaining: list[Any] = []
@@ -222,7 +228,7 @@ class NodeMachine:
                 changed = self._watched.get(effect.watch)
                 if changed is not None:
                     remaining += changed(effect, now_ns)
-            else:
+            elif type(effect) is not Synced:
                 remaining.append(effect)
         return remaining
 
@@ -243,6 +249,8 @@ class NodeMachine:
                         remaining.append(ForkWorker(name))
                 case sched_events.StopWorker():
                     remaining += self._stop_worker(effect)
+                case Send(message=messages.CreateActor(spec=spec)):
+                    remaining += [effect, *self.actors.spilled(spec.actor, now_ns)]
                 case sched_events.ActorStateChanged():
                     remaining += self.actors.changed(effect, now_ns)
                 case sched_events.WorkerLabelled():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from meshray.gcs import tables
 from meshray.gcs.requests import Answered, RowChanged
 from meshray.machine import Received, Send
-from meshray.messages.gcs import DELETE, Op
+from meshray.messages.gcs import DELETE, PUT, PUT_IF_ABSENT, Op
 from meshray.messages.node import ActorChanged, KillActor
 from meshray.sched.events import ActorStateChanged
 
@@ -30,7 +30,8 @@ class NodeActors:
         self._here: dict[bytes, ActorChanged] = {}
         """Last known state of actors that this node runs or ran."""
         self._watchers: dict[bytes, set[bytes]] = {}
-        self._watching: set[bytes] = set()
+        self._following: dict[bytes, int] = {}
+        """Actors of other nodes whose rows are watched: the watch of each."""
 
     def changed(self, change: ActorStateChanged, now_ns: int) -> list[Any]:
         """An actor of this node changed: write its row, tell who watches."""
@@ -41,7 +42,11 @@ class NodeActors:
         self._watchers.setdefault(spec.actor, set()).update(self._route_of(spec.owner))
         row = tables.ActorRow(spec, change.state, change.incarnation, self._node.node, change.worker, change.endpoint,
                               change.pid, max(0, change.incarnation), change.death, change.error)
-        effects = self._node.write([Op(tables.ACTOR, spec.actor, tables.encode(row))], now_ns)
+        # Where the actor is placed may be another node, whose word on it must not be overwritten by ours.
+        kind = PUT_IF_ABSENT if change.state == "pending" else PUT
+        effects = self._node.write([Op(tables.ACTOR, spec.actor, tables.encode(row), kind)], now_ns)
+        if change.state == "pending":
+            del self._here[spec.actor]
         effects += [Send(route, news) for route in self._watchers[spec.actor]]
         if change.state == "dead":
             self._watchers.pop(spec.actor, None)
@@ -75,10 +80,16 @@ class NodeActors:
                 return []
             return [Send(event.route, self._news(found.results[0].value))]
 
-        effects = self._node.read(tables.ACTOR, actor, now_ns, answer)
-        if actor not in self._watching:
-            self._watching.add(actor)
-            effects += self._node.watch(tables.ACTOR, actor, now_ns, self._row_changed)
+        return self._node.read(tables.ACTOR, actor, now_ns, answer) + self._follow(actor, now_ns)
+
+    def spilled(self, actor: bytes, now_ns: int) -> list[Any]:
+        """An actor asked for here goes to another node: its creator hears of it by its row."""
+        return self._follow(actor, now_ns)
+
+    def _follow(self, actor: bytes, now_ns: int) -> list[Any]:
+        if actor in self._following:
+            return []
+        self._following[actor], effects = self._node.watch(tables.ACTOR, actor, now_ns, self._row_changed)
         return effects
 
     def _news(self, value: bytes) -> ActorChanged:
@@ -91,7 +102,13 @@ class NodeActors:
         if change.value is None or change.key in self._here:
             return []
         news = self._news(change.value)
-        return [Send(route, news) for route in self._watchers.get(change.key, ())]
+        effects: list[Any] = [Send(route, news) for route in self._watchers.get(change.key, ())]
+        if news.state == "dead":
+            self._watchers.pop(change.key, None)
+            watch = self._following.pop(change.key, None)
+            if watch is not None:
+                effects += self._node.unwatch(watch)
+        return effects
 
     def kill(self, event: Received, now_ns: int) -> list[Any]:
         """End an actor: here, or pass it on to where it is."""

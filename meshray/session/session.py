@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import select
 import sys
 import threading
@@ -94,6 +95,7 @@ class Session:
         self._next_flush_ns = 0
         self._handlers = self._make_handlers()
         peers.watch_fd(self.driving.wake_fd)
+        self._node_fd = self._watch_node(registered.pid)
         serialization.set_ref_hooks(self.objects.info_of, self.objects.restore)
 
     def _make_handlers(self) -> dict[type, Callable[[Route, Any], None]]:
@@ -126,6 +128,24 @@ class Session:
             state_messages.LogLines: self._on_log_lines,
             state_messages.Notice: self._on_notice,
         }
+
+    def _watch_node(self, pid: int) -> int:
+        """Return a descriptor that becomes readable when the node's process ends, -1 if there is none."""
+        try:
+            fd = os.pidfd_open(pid) if pid else -1
+        except ProcessLookupError:
+            self._lose_cluster("the node process is gone")
+            return -1
+        if fd >= 0:
+            self._peers.watch_fd(fd)
+        return fd
+
+    def _check_node(self) -> None:
+        if self._node_fd >= 0 and select.select([self._node_fd], [], [], 0)[0]:
+            self._peers.unwatch_fd(self._node_fd)
+            os.close(self._node_fd)
+            self._node_fd = -1
+            self._lose_cluster("the node process ended; see its logs in " + os.path.join(self.run_dir, "logs"))
 
     # --- the turn ------------------------------------------------------------------------------------------------
 
@@ -164,6 +184,7 @@ class Session:
 
     def _flush(self) -> None:
         now_ns = self.now_ns
+        self._check_node()
         self.objects.flush(now_ns)
         self.submitter.sweep(now_ns)
         self.lineage.flush(now_ns)
@@ -350,3 +371,5 @@ class Session:
         serialization.set_ref_hooks(None, None)
         self.arena_file.close()
         self.driving.close()
+        if self._node_fd >= 0:
+            os.close(self._node_fd)
