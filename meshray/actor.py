@@ -23,7 +23,8 @@ from meshray.options import ActorOptions
 from meshray.remote_function import attach_arguments
 from meshray.session import current
 from meshray.session.actors import ActorLink, guard
-from meshray.session.naming import claim_name, find_actor
+from meshray.session.context import exit_actor as exit_actor
+from meshray.session.naming import claim_name, find_actor, namespace_of
 from meshray.session.records import Task
 from meshray.session.session import Session
 
@@ -38,6 +39,13 @@ class MethodMeta(msgspec.Struct, frozen=True):
     max_task_retries: int | None = None
     retry_exceptions: bytes | None = None
     shape: CallShape = CallShape()
+
+
+class MethodTable(msgspec.Struct, frozen=True):
+    """What an actor's row keeps so that ``get_actor`` can make a handle."""
+
+    methods: dict[str, MethodMeta]
+    max_pending_calls: int = -1
 
 
 class ActorMethod:
@@ -73,12 +81,13 @@ class ActorHandle:
     """A running (or coming) actor. Pass it to tasks and other actors; its methods have ``.remote()``."""
 
     def __init__(self, actor: bytes, class_name: str, methods: dict[str, MethodMeta], ref: ObjectRef | None,
-                 max_task_retries: int) -> None:
+                 max_task_retries: int, max_pending_calls: int = -1) -> None:
         self._actor_id = actor
         self._class_name = class_name
         self._methods = methods
         self._ref = ref
         self._max_task_retries = max_task_retries
+        self._max_pending_calls = max_pending_calls
         self._generation = -1
         self._link: ActorLink | None = None
 
@@ -96,11 +105,13 @@ class ActorHandle:
     def _link_in(self, session: Session) -> ActorLink:
         if self._link is None or self._generation != current.generation:
             self._link = session.actors.link(self._actor_id, self._class_name, self._max_task_retries)
+            self._link.calls_max = self._max_pending_calls
             self._generation = current.generation
         return self._link
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._actor_id, self._class_name, self._methods, self._ref, self._max_task_retries)
+        return ActorHandle, (self._actor_id, self._class_name, self._methods, self._ref, self._max_task_retries,
+                             self._max_pending_calls)
 
     def __repr__(self) -> str:
         return f"Actor({self._class_name}, {self._actor_id.hex()})"
@@ -112,11 +123,6 @@ class ActorHandle:
         return hash(self._actor_id)
 
 
-def _rebuild(actor: bytes, class_name: str, methods: dict[str, MethodMeta], ref: ObjectRef | None,
-             max_task_retries: int) -> ActorHandle:
-    return ActorHandle(actor, class_name, methods, ref, max_task_retries)
-
-
 def call(handle: ActorHandle, name: str, meta: MethodMeta, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Make one call and hand it to the session. The hot path of actor calls (``perf/test_actors.py``)."""
     meta.shape.check(name, args, kwargs)
@@ -124,6 +130,10 @@ def call(handle: ActorHandle, name: str, meta: MethodMeta, args: tuple[Any, ...]
     link = handle._link if handle._generation == current.generation else None
     if link is None:
         link = handle._link_in(session)
+    if 0 < link.calls_max <= len(link.queue) + len(link.outstanding):
+        raise errors.PendingCallsLimitExceeded(
+            f"{handle._class_name} has {link.calls_max} unanswered calls of this process, its max_pending_calls: "
+            "get some results first, or raise the limit")
     context = session.context()
     prefix, index = context.prefix(), context.next_index()
     seq = session.next_seq()
@@ -183,9 +193,9 @@ class ActorClass:
         self._shape.check(f"{self.__name__}.__init__", args, kwargs)
         if self._generation != current.generation:
             self._export(session)
-        namespace = chosen.namespace or session.namespace
-        context = session.context()
-        prefix, index = context.prefix(), context.next_index()
+        namespace = chosen.namespace or namespace_of(session) if chosen.name else ""
+        # The ids come from the process, not from the task: a task that runs again makes new actors.
+        prefix, index = session.root.prefix(), session.root.next_index()
         actor = task_id(prefix, index)
         detached = chosen.lifetime == "detached"
         if chosen.name and not claim_name(session, namespace, chosen.name, actor):
@@ -207,17 +217,18 @@ class ActorClass:
         def create() -> None:
             entry = session.objects.entry_of(task)
             session.actors.create(ActorSpec(
-                actor, session.name, session.endpoint, session.job, self._class_id, self.__name__, entry,
+                actor, session.name, session.endpoint, session.context().job, self._class_id, self.__name__, entry,
                 options.actor_place_resources(chosen), options.actor_run_resources(chosen), chosen.max_restarts,
                 chosen.max_task_retries, chosen.max_concurrency or 0, is_async, chosen.name or "", namespace, detached,
                 options.strategy_of(chosen.scheduling_strategy), None, chosen.concurrency_groups, b"",
-                describe_methods(self._methods)), task)
+                msgspec.msgpack.encode(MethodTable(self._methods, chosen.max_pending_calls))), task)
 
         def when_exported() -> None:
             session.outcomes.wait_for_creation(task, create)
 
         session.call(lambda: when_exported() if self._ready else self._waiting.append(when_exported))
-        return ActorHandle(actor, self.__name__, self._methods, None if detached else ref, chosen.max_task_retries)
+        return ActorHandle(actor, self.__name__, self._methods, None if detached else ref, chosen.max_task_retries,
+                           chosen.max_pending_calls)
 
     def _export(self, session: Session) -> None:
         self._ready = False
@@ -249,12 +260,7 @@ def methods_of(cls: type) -> dict[str, MethodMeta]:
     return methods
 
 
-def describe_methods(methods: dict[str, MethodMeta]) -> bytes:
-    """Return the methods in the form in which an actor's row keeps them."""
-    return msgspec.msgpack.encode(methods)
-
-
 def handle_of(spec: ActorSpec) -> ActorHandle:
     """Return a handle that does not keep the actor alive, from its row."""
-    methods = msgspec.msgpack.decode(spec.method_table, type=dict[str, MethodMeta])
-    return ActorHandle(spec.actor, spec.class_name, methods, None, spec.max_task_retries)
+    table = msgspec.msgpack.decode(spec.method_table, type=MethodTable)
+    return ActorHandle(spec.actor, spec.class_name, table.methods, None, spec.max_task_retries, table.max_pending_calls)

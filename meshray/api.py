@@ -26,7 +26,7 @@ from meshray.remote_function import RemoteFunction
 from meshray.session import current, getting
 from meshray.session.actors import ActorLink
 from meshray.session.connect import join
-from meshray.session.naming import find_actor, list_names
+from meshray.session.naming import find_actor, list_names, namespace_of
 from meshray.session.session import Session
 from meshray.session.values import SIMPLE_TYPES
 
@@ -306,13 +306,13 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     session = current.session()
     if not name:
         raise ValueError("get_actor needs a name")
-    return handle_of(find_actor(session, namespace or session.namespace, name))
+    return handle_of(find_actor(session, namespace or namespace_of(session), name))
 
 
 def list_named_actors(all_namespaces: bool = False) -> list[Any]:
     """Return the names of living named actors; with ``all_namespaces`` dicts of name and namespace."""
     session = current.session()
-    names = list_names(session, None if all_namespaces else session.namespace)
+    names = list_names(session, None if all_namespaces else namespace_of(session))
     if all_namespaces:
         return [{"name": name, "namespace": namespace} for namespace, name in names]
     return [name for _, name in names]
@@ -322,7 +322,7 @@ def nodes() -> list[dict[str, Any]]:
     """Return one dict per node: NodeID, Alive, NodeName, NodeManagerAddress, Resources, Labels."""
     return [{"NodeID": row["node"], "Alive": row["state"] == "alive", "NodeName": row["name"],
              "NodeManagerAddress": row["endpoint"], "NodeManagerHostname": os.uname().nodename, "alive": True,
-             "Resources": _units(row["resources_total"]), "Labels": {}}
+             "Resources": _units(row["resources_total"]), "Labels": row.get("labels", {})}
             for row in current.session().questions.ask(["nodes"])["nodes"]]
 
 

@@ -47,7 +47,7 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     preload: list[str] = []
     """Modules that the zygote imports so that workers share them (numpy, when the driver uses it)."""
     environment: dict[str, str] = {}
-    python_path: list[str] = []
+    labels: dict[str, str] = {}
 
 
 class NodeFile(msgspec.Struct, kw_only=True):

@@ -67,7 +67,7 @@ class RemoteFunction(Generic[P, R]):
         klass = SchedulingClass(
             number, b"", self._name, options.task_resources(chosen), options.strategy_of(chosen.scheduling_strategy),
             chosen.num_returns, retry_exceptions=options.retry_bytes(chosen.retry_exceptions),
-            max_retries=chosen.max_retries, leases={})
+            max_retries=chosen.max_retries, max_calls=chosen.max_calls, leases={})
 
         def ready() -> None:
             klass.ready = True

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from meshray.resources import UNITS_PER_ONE
 from meshray.session import current
 from meshray.session.context import CURRENT
+from meshray.session.naming import namespace_of
 from meshray.session.session import Session
 
 
@@ -55,7 +57,7 @@ class RuntimeContext:
     @property
     def namespace(self) -> str:
         """The namespace of this job."""
-        return self._session.namespace
+        return namespace_of(self._session)
 
     @property
     def was_current_actor_reconstructed(self) -> bool:
@@ -84,11 +86,14 @@ class RuntimeContext:
         return context is not None and context.cancelled
 
     def get_assigned_resources(self) -> dict[str, float]:
-        """Return the resources that the running actor holds."""
+        """Return the resources that the running task or actor holds; nothing in a driver. A task asks its node."""
         host = self._host()
-        if host is None:
-            return {}
-        return {name: amount / 10_000 for name, amount in host.spec.run_resources.items()}
+        if host is not None:
+            held = host.spec.run_resources
+        else:
+            rows = self._session.questions.ask(["workers"])["workers"] if CURRENT.get() is not None else []
+            held = next((row["resources"] for row in rows if row["worker"] == self._session.name), {})
+        return {name: amount / UNITS_PER_ONE for name, amount in held.items()}
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Return the GPUs that the running task or actor holds, as ``{"GPU": ["0", ...]}``."""

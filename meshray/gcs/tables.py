@@ -60,7 +60,7 @@ class NodeRow(Part):
 
 
 class JobRow(Part):
-    """A driver's program. ``state``: running, finished, failed."""
+    """A driver's program. ``state``: running, finished, failed; ``python_path``: where it finds its modules."""
 
     job: str
     driver: str
@@ -72,6 +72,7 @@ class JobRow(Part):
     started_wall_ns: int = 0
     ended_wall_ns: int = 0
     reason: str = ""
+    python_path: Sequence[str] = ()
 
 
 class FunctionRow(Part):

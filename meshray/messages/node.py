@@ -30,7 +30,8 @@ class Shard(Part):
 
 
 class Register(Message, tag=30):
-    """session -> node. I live at ``endpoint``. Answered by Registered. Idempotent by name."""
+    """session -> node. I live at ``endpoint``. Answered by Registered. Idempotent by name. ``python_path`` is where a
+    driver finds its modules, for the workers that run its code."""
 
     name: str
     kind: str
@@ -40,10 +41,11 @@ class Register(Message, tag=30):
     namespace: str = ""
     entrypoint: str = ""
     token: str = ""
+    python_path: list[str] = []
 
 
 class Registered(Message, tag=31):
-    """node -> session. All a session needs to know of its surroundings."""
+    """node -> session. All a session needs to know of its surroundings. ``pid`` is the node's process."""
 
     node: str
     node_name: str

@@ -70,7 +70,8 @@ class TaskEntry(Part):
 
 class PushTasks(Message, tag=1):
     """owner -> worker. Run these tasks in order. ``endpoint`` is the owner's; ``retry_exceptions`` is a pickled bool or
-    list of exception types. Answered by TasksFinished. Retry: a task is re-pushed only after
+    list of exception types; after ``max_calls`` tasks under this lease (0: no limit) the worker ends. Answered by
+    TasksFinished. Retry: a task is re-pushed only after
     its worker is known dead or it was recalled."""
 
     lease: int
@@ -82,7 +83,7 @@ class PushTasks(Message, tag=1):
     job: str = ""
     attempt: int = 0
     gpus: list[int] | None = None
-    flags: int = 0
+    max_calls: int = 0
     endpoint: str = ""
     retry_exceptions: bytes | None = None
 

@@ -76,7 +76,6 @@ def embedded_config(
         prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
         preload=[name for name in ("numpy",) if name in sys.modules],
         environment=dict(environment or {}),
-        python_path=python_path(),
     )
 
 
@@ -104,11 +103,6 @@ def node_resources(*, num_cpus: float | None, num_gpus: float | None, resources:
     if gpus:
         amounts["GPU"] = float(gpus)
     return {**amounts, **{name: float(amount) for name, amount in (resources or {}).items()}}
-
-
-def python_path() -> list[str]:
-    """Return where this process finds its modules, so that workers find them too."""
-    return list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path if os.path.exists(entry or ".")))
 
 
 def start_node(node: NodeConfig, *, timeout_s: float = START_TIMEOUT_S) -> NodeFile:

@@ -118,6 +118,7 @@ def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeC
             durability=cluster.durability,
             prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
             environment=node.environment,
+            labels=node.labels,
         ))
     return plans
 

@@ -1,12 +1,10 @@
-"""The node's machine: sessions come and go, everything else is handed to the part that decides it.
+"""The node's machine: hands every event to the part that decides it, and each part's effects to the others.
 
 *Pure.* Runs in the node process.
 
-1. A session is known by its name and its route; what it sends before it has registered is dropped.
-2. Every message kind belongs to exactly one part: local scheduler, store, control store client, actor table, describer,
-   or this module.
-3. When a process ends, every part is told, the processes that may hold something of it are told, in this order: leases,
-   store, other sessions.
+1. Every message kind belongs to exactly one part: local scheduler, store, control store client, sessions, actor table,
+   describer, or this module.
+2. A node that stops tells its drivers why, unless it is killed.
 
 Source: OSDI'18 s4.2 (the node's local scheduler and object store), DESIGN s2.
 """
@@ -16,9 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
-from meshray import config
 from meshray.gcs import tables
 from meshray.gcs.client import GcsClient
 from meshray.gcs.requests import Answered, RowChanged, Synced
@@ -27,7 +22,6 @@ from meshray.machine import Connect, Received, Send, Stop, Tick, Undeliverable
 from meshray.messages import node as messages
 from meshray.messages import objects, sched, state
 from meshray.messages.gcs import Op, ShardDescribed
-from meshray.messages.node import Death
 from meshray.messages.sched import ClusterView, NodeGone
 from meshray.node_config import NodeConfig
 from meshray.processes.node_actors import NodeActors
@@ -43,12 +37,14 @@ from meshray.processes.node_events import (
     WorkerForked,
     WorkerForkFailed,
 )
+from meshray.processes.node_sessions import NodeSessions
+from meshray.processes.supervision import Supervisor
 from meshray.resources import UNITS_PER_ONE
 from meshray.sched import events as sched_events
 from meshray.sched.local import LocalScheduler
 from meshray.store import service as store_service
-from meshray.store.events import HolderGone, OwnerGone, SessionGone
-from meshray.transport.sockets import name_of, route_to
+from meshray.store.events import HolderGone
+from meshray.transport.sockets import route_to
 
 _SCHEDULED = frozenset({
     messages.DeclareDemand, messages.ReturnLease, messages.WorkerBlocked, messages.WorkerUnblocked, messages.CreateActor,
@@ -57,48 +53,33 @@ _SCHEDULED = frozenset({
 """Messages that belong to the local scheduler."""
 
 
-class Member(msgspec.Struct):
-    """A registered session."""
-
-    name: str
-    route: bytes
-    kind: str
-    pid: int
-    endpoint: str
-    job: str
-    namespace: str
-    label: str = ""
-    leaving: str = ""
-    serving: str = ""
-    """The job whose output this worker writes now."""
-
-
 class NodeMachine:
     """All decisions of one node, composed."""
 
     def __init__(self, settings: NodeConfig, node: str, endpoint: str, *, entropy: Callable[[], bytes],
-                 scheduler: LocalScheduler, store: store_service.StoreService, gcs: GcsClient) -> None:
+                 scheduler: LocalScheduler, store: store_service.StoreService, gcs: GcsClient, pid: int) -> None:
         self.settings = settings
+        self.pid = pid
         self.node = node
         self.endpoint = endpoint
         self.scheduler = scheduler
         self.store = store
         self.gcs = gcs
         self.total = {name: int(amount * UNITS_PER_ONE) for name, amount in settings.resources.items()}
-        self.members: dict[str, Member] = {}
-        self.starting: dict[str, int] = {}
-        """Workers forked or about to be that have not registered: name -> deadline."""
+        self.sessions = NodeSessions(self)
+        self.members = self.sessions.members
         self.peers: dict[str, str] = {}
         """Other nodes: id -> endpoint."""
+        self._names = {node: settings.node_name}
         self.actors = NodeActors(self)
         self.describer = Describer(self)
+        self._supervisor = Supervisor()
         self._entropy = entropy
-        self._jobs = 0
         self._asked: dict[int, Callable[[Answered, int], list[Any]]] = {}
         self._watched: dict[int, Callable[[RowChanged, int], list[Any]]] = {}
         self._handlers: dict[type, Callable[[Any, int], list[Any]]] = {
-            messages.Register: self._register,
-            messages.Unregister: self._unregister,
+            messages.Register: self.sessions.register,
+            messages.Unregister: self.sessions.unregister,
             messages.Ping: lambda event, now_ns: [Send(event.route, messages.Pong(event.message.cookie))],
             messages.WatchActor: self.actors.watch,
             messages.KillActor: self.actors.kill,
@@ -112,11 +93,11 @@ class NodeMachine:
         }
         self._by_event: dict[type, Callable[[Any, int], list[Any]]] = {
             WorkerForked: lambda event, now_ns: [],
-            WorkerForkFailed: self._fork_failed,
-            WorkerExited: self._worker_exited,
-            DriverExited: lambda event, now_ns: self._driver_gone(event.name, "its process is gone", now_ns),
+            WorkerForkFailed: self.sessions.fork_failed,
+            WorkerExited: self.sessions.worker_exited,
+            DriverExited: self.sessions.driver_exited,
             LinesWritten: self._lines_written,
-            ServiceExited: lambda event, now_ns: [Stop(f"{event.name} is gone: {event.reason}")],
+            ServiceExited: lambda event, now_ns: self._ending(self._supervisor.exited(event, now_ns)),
             Undeliverable: self._undeliverable,
             Tick: self._tick,
         }
@@ -152,7 +133,7 @@ class NodeMachine:
     def deadline_ns(self) -> int | None:
         """When ``Tick`` is due next."""
         deadlines = [self.scheduler.deadline_ns(), self.store.deadline_ns(), self.gcs.deadline_ns(),
-                     self.describer.deadline_ns(), min(self.starting.values(), default=None)]
+                     self.describer.deadline_ns(), self.sessions.deadline_ns(), self._supervisor.deadline_ns()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _tick(self, event: Tick, now_ns: int) -> list[Any]:
@@ -160,17 +141,14 @@ class NodeMachine:
         effects += self.store.handle(event, now_ns)
         effects += self._gcs_done(self.gcs.handle(event, now_ns), now_ns)
         effects += self.describer.tick(now_ns)
-        for name, deadline_ns in list(self.starting.items()):
-            if deadline_ns <= now_ns:
-                self.starting[name] = now_ns + config.WORKER_START_TIMEOUT_NS
-                effects.append(KillWorker(name))
-        return effects
+        effects += self.sessions.tick(now_ns)
+        return effects + self._supervisor.tick(now_ns)
 
     def check(self) -> None:
         """Assert every invariant of every part."""
         self.scheduler.check()
         self.store.check()
-        assert not self.members.keys() & self.starting.keys(), "a registered worker is not starting"
+        self.sessions.check()
 
     def statistics(self) -> dict[str, int]:
         """Return the counters of all parts."""
@@ -178,9 +156,11 @@ class NodeMachine:
 
     def begin(self, now_ns: int) -> list[Any]:
         """Return the effects of the node's birth: its row, the first workers, the first heartbeat."""
-        row = tables.NodeRow(self.node, self.settings.node_name, self.endpoint, self.total,
-                             started_wall_ns=0)
+        row = tables.NodeRow(self.node, self.settings.node_name, self.endpoint, self.total, pid=self.pid,
+                             arena_bytes=self.settings.object_store_bytes)
         effects = self.write([Op(tables.NODE, self.node.encode(), tables.encode(row))], now_ns)
+        if self.settings.embedded_pid:
+            effects.append(WatchDriver(self.settings.embedded_pid))
         return effects + self.schedule(Tick(), now_ns)
 
     # --- control store -------------------------------------------------------------------------------------------
@@ -245,7 +225,7 @@ class NodeMachine:
                 case sched_events.StartWorkers():
                     for _ in range(effect.count):
                         name = process_name("worker", self._entropy())
-                        self.starting[name] = now_ns + config.WORKER_START_TIMEOUT_NS
+                        self.sessions.expect(name, now_ns)
                         remaining.append(ForkWorker(name))
                 case sched_events.StopWorker():
                     remaining += self._stop_worker(effect)
@@ -271,90 +251,9 @@ class NodeMachine:
                 return [Send(member.route, messages.Leave(effect.reason))]
         return [KillWorker(effect.name)]
 
-    # --- sessions ------------------------------------------------------------------------------------------------
-
-    def _register(self, event: Received, now_ns: int) -> list[Any]:
-        request: messages.Register = event.message
-        if request.kind == "worker" and request.name not in self.starting and request.name not in self.members:
-            return [Send(event.route, messages.RegisterRefused("this node has not started such a worker"))]
-        known = self.members.get(request.name)
-        job = known.job if known is not None else ""
-        if known is None:
-            if request.kind == "driver":
-                self._jobs += 1
-                job = f"{self.node.removeprefix('node-')}-{self._jobs}"
-            namespace = request.namespace or f"anonymous-{job}"
-            self.starting.pop(request.name, None)
-            self.members[request.name] = Member(request.name, event.route, request.kind, request.pid, request.endpoint,
-                                                job, namespace, serving=job)
-        member = self.members[request.name]
-        effects: list[Any] = [Send(event.route, messages.Registered(
-            self.node, self.settings.node_name, job, member.namespace, self.settings.arena_path,
-            self.settings.object_store_bytes, self.settings.shards, self.settings.run_dir, self.settings.cluster,
-            self.total, bool(self.settings.embedded_pid)))]
-        if known is None:
-            effects += self.schedule(sched_events.SessionJoined(
-                request.name, event.route, request.kind, request.pid, request.endpoint, job), now_ns)
-            if request.kind == "driver":
-                effects.append(WatchDriver(request.name, request.pid))
-                row = tables.JobRow(job, request.name, member.namespace, request.entrypoint, node=self.node,
-                                    pid=request.pid)
-                effects += self.write([Op(tables.JOB, job.encode(), tables.encode(row))], now_ns)
-        return effects
-
-    def _unregister(self, event: Received, now_ns: int) -> list[Any]:
-        name = name_of(event.route)
-        member = self.members.get(name)
-        effects: list[Any] = []
-        if member is not None and member.kind == "worker":
-            member.leaving = event.message.reason or "left"
-            effects += self.schedule(sched_events.WorkerLeft(name, member.leaving), now_ns)
-        elif member is not None:
-            effects += self._driver_gone(name, "finished", now_ns)
-        effects.append(Send(event.route, messages.Unregistered()))
-        if event.message.stop_cluster:
-            effects.append(Stop("its driver shut it down"))
-        return effects
-
-    def _worker_exited(self, event: WorkerExited, now_ns: int) -> list[Any]:
-        self.starting.pop(event.name, None)
-        member = self.members.pop(event.name, None)
-        if member is None:
-            return self.schedule(sched_events.WorkerStartFailed(1, death_text(event)), now_ns)
-        death = Death(event.name, event.pid, self.settings.node_name, event.code, event.signal, event.stderr,
-                      member.leaving)
-        effects = self.schedule(sched_events.WorkerDied(event.name, death), now_ns)
-        return effects + self._process_gone(member, now_ns)
-
-    def _fork_failed(self, event: WorkerForkFailed, now_ns: int) -> list[Any]:
-        self.starting.pop(event.name, None)
-        return self.schedule(sched_events.WorkerStartFailed(1, event.reason), now_ns)
-
-    def _driver_gone(self, name: str, reason: str, now_ns: int) -> list[Any]:
-        member = self.members.pop(name, None)
-        if member is None:
-            return []
-        effects = self.schedule(sched_events.DriverGone(name), now_ns)
-        effects += self._process_gone(member, now_ns)
-        row = tables.JobRow(member.job, name, member.namespace, state="finished" if reason == "finished" else "failed",
-                            node=self.node, pid=member.pid, reason=reason)
-        effects += self.write([Op(tables.JOB, member.job.encode(), tables.encode(row))], now_ns)
-        if self.settings.embedded_pid == member.pid and reason != "finished":
-            effects.append(Stop("its driver is gone"))
-        return effects
-
-    def _process_gone(self, member: Member, now_ns: int) -> list[Any]:
-        effects = self.store.handle(SessionGone(member.name, member.route), now_ns)
-        effects += self.store.handle(OwnerGone(member.name), now_ns)
-        effects += self.describer.gone(member.name)
-        self.actors.forget(member.route)
-        gone = objects.HoldersDied([member.name])
-        effects += [Send(other.route, gone) for other in self.members.values()]
-        effects += [Send(route_to(peer), gone) for peer in self.peers]
-        return effects
-
     def _relay_holders_died(self, event: Received, now_ns: int) -> list[Any]:
-        return [Send(member.route, event.message) for member in self.members.values()]
+        effects: list[Any] = [Send(member.route, event.message) for member in self.members.values()]
+        return effects + self.schedule(event, now_ns)
 
     def _undeliverable(self, event: Undeliverable, now_ns: int) -> list[Any]:
         effects = self._scheduled(self.scheduler.handle(event, now_ns), now_ns)
@@ -366,6 +265,11 @@ class NodeMachine:
         for load in view.nodes:
             if load.node != self.node:
                 self.peers[load.node] = load.endpoint
+                self._names[load.node] = load.name
+
+    def name_of_node(self, node: str) -> str:
+        """Return what users call a node, also one that is gone; its id if it was never heard of."""
+        return self._names.get(node, node)
 
     def _peer_gone(self, node: str, now_ns: int) -> list[Any]:
         self.peers.pop(node, None)
@@ -406,14 +310,11 @@ class NodeMachine:
 
     def _stop(self, event: Received, now_ns: int) -> list[Any]:
         pids = [member.pid for member in self.members.values() if member.kind == "worker"]
-        leave = messages.Leave(event.message.reason or "the cluster was taken down")
-        effects: list[Any] = [Send(event.route, state.ClusterStopping(event.message.cookie, pids))]
-        effects += [Send(member.route, leave) for member in self.members.values() if member.kind == "driver"]
-        return [*effects, Stop(event.message.reason or "taken down")]
+        stopping = Send(event.route, state.ClusterStopping(event.message.cookie, pids))
+        return [stopping, *self._ending([Stop(event.message.reason or "the cluster was taken down")])]
 
-
-def death_text(event: WorkerExited) -> str:
-    """Say how a worker ended that never registered."""
-    how = f"signal {event.signal}" if event.signal else f"exit code {event.code}"
-    return f"worker {event.name} (pid {event.pid}) ended with {how} before it was ready\n{event.stderr}".rstrip()
-
+    def _ending(self, effects: list[Any]) -> list[Any]:
+        """If the effects stop this node, say so to its drivers first."""
+        reasons = [effect.reason for effect in effects if type(effect) is Stop]
+        return [Send(member.route, messages.Leave(reason)) for reason in reasons for member in self.members.values()
+                if member.kind == "driver"] + effects

@@ -18,6 +18,7 @@ from meshray.gcs.requests import Answered
 from meshray.machine import Received, Send
 from meshray.messages.gcs import DescribeShard, ShardDescribed
 from meshray.messages.state import DescribeCluster, DescribeSession, Description
+from meshray.resources import UNITS_PER_ONE
 from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
@@ -73,14 +74,17 @@ class Describer:
         node = self._node
         described = node.scheduler.describe()
         settings = node.settings
-        statistics = node.store.statistics()
         if "nodes" in rows:
+            used_bytes = node.store.statistics().get("sealed_bytes", 0)
+            available = {row["name"]: row["available"] for row in described["resources"]}
+            if "object_store_memory" in available:
+                available["object_store_memory"] -= used_bytes * UNITS_PER_ONE
             rows["nodes"].append({
-                "node": node.node, "name": settings.node_name, "state": "alive", "endpoint": node.endpoint, "pid": 0,
-                "resources_total": node.total,
-                "resources_available": {row["name"]: row["available"] for row in described["resources"]},
-                "workers": len(described["workers"]), "object_store_bytes": settings.object_store_bytes,
-                "object_store_used": statistics.get("sealed_bytes", 0), "statistics": node.statistics()})
+                "node": node.node, "name": settings.node_name, "state": "alive", "endpoint": node.endpoint,
+                "pid": node.pid, "labels": settings.labels, "resources_total": node.total,
+                "resources_available": available, "workers": len(described["workers"]),
+                "object_store_bytes": settings.object_store_bytes, "object_store_used": used_bytes,
+                "statistics": node.statistics()})
         if "workers" in rows:
             rows["workers"] += [{**row, "node": settings.node_name,
                                  "state": "blocked" if row["blocked"] else row["state"]} for row in described["workers"]]
@@ -92,7 +96,8 @@ class Describer:
                                  "state": "infeasible" if row["infeasible"] else "pending"}
                                 for row in described["demands"] if row["missing"] > 0]
         if "objects" in rows:
-            rows["objects"] += node.store.directory.describe(request.limit)
+            rows["objects"] += [{**row, "node": settings.node_name}
+                                for row in node.store.directory.describe(request.limit)]
 
     def _shared_rows(self, mine: int, request: DescribeCluster, gathering: Gathering, now_ns: int) -> list[Any]:
         effects: list[Any] = []
@@ -121,7 +126,8 @@ class Describer:
             death = row.death
             gathering.rows["actors"].append({
                 "actor": row.spec.actor.hex(), "class_name": row.spec.class_name, "name": row.spec.name,
-                "namespace": row.spec.namespace, "state": row.state, "node": row.node, "pid": row.pid,
+                "namespace": row.spec.namespace, "state": row.state, "node": self._node.name_of_node(row.node),
+                "pid": row.pid,
                 "incarnation": row.incarnation, "restarts_left":
                     -1 if row.spec.max_restarts < 0 else max(0, row.spec.max_restarts - row.restarts),
                 "death": "" if death is None else death.reason or f"exit {death.code} signal {death.signal}"})
@@ -134,7 +140,10 @@ class Describer:
         if gathering is None:
             return []
         row = msgspec.to_builtins(msgspec.structs.asdict(message))
+        del row["cookie"]
         row["shard"] = message.name
+        row["epoch"] = message.shard.epoch
+        row["members"] = [name for name, _ in message.shard.members]
         gathering.rows["shards"].append(row)
         return self._answered(message.cookie, name_of(event.route))
 

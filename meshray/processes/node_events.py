@@ -33,9 +33,9 @@ class WorkerExited(msgspec.Struct, frozen=True, gc=False):
 
 
 class DriverExited(msgspec.Struct, frozen=True, gc=False):
-    """Event: a driver's process is gone."""
+    """Event: the process of one or more drivers is gone."""
 
-    name: str
+    pid: int
 
 
 class LinesWritten(msgspec.Struct, frozen=True, gc=False):
@@ -65,8 +65,13 @@ class KillWorker(msgspec.Struct, frozen=True, gc=False):
     name: str
 
 
-class WatchDriver(msgspec.Struct, frozen=True, gc=False):
-    """Effect: report when the process ends (DriverExited)."""
+class StartService(msgspec.Struct, frozen=True, gc=False):
+    """Effect: start a service process of the node again."""
 
     name: str
+
+
+class WatchDriver(msgspec.Struct, frozen=True, gc=False):
+    """Effect: report when the process ends (DriverExited). Watching twice is a no-op."""
+
     pid: int

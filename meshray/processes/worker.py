@@ -16,13 +16,10 @@ from meshray.session.connect import join
 from meshray.session.executor import Executor
 
 
-def run(name: str, endpoint: str, python_path: list[str]) -> None:
+def run(name: str, endpoint: str) -> None:
     """Be the worker ``name`` of the node at ``endpoint`` until told to leave, or until the node is gone."""
     sys.setswitchinterval(config.SWITCH_INTERVAL_S)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    for entry in python_path:
-        if entry not in sys.path:
-            sys.path.append(entry)
     session = join(endpoint, kind="worker", name=name)
     current.set_session(session)
     executor = session.executor = Executor(session)

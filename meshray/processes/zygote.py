@@ -75,7 +75,10 @@ class Zygote:
 
     def _serve(self) -> bool:
         while select.select([self._control], [], [], 0)[0]:
-            packet = self._control.recv(_PACKET_MAX)
+            try:
+                packet = self._control.recv(_PACKET_MAX)
+            except ConnectionResetError:  # the node has gone without reading all that we said
+                packet = b""
             if not packet:
                 return False
             command = json.loads(packet)
@@ -117,7 +120,7 @@ class Zygote:
     def _say(self, fact: dict[str, object]) -> None:
         try:
             self._control.send(json.dumps(fact).encode())
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):  # the node has gone: the next turn ends us
             return
 
 

@@ -184,6 +184,12 @@ class Actors:
             if spec.job == job:
                 del self.spilled[identity]
 
+    def owners_gone(self, processes: list[str]) -> None:
+        """End the actors, unless detached, whose creators are gone."""
+        for actor in list(self.actors.values()):
+            if actor.spec.owner in processes and not actor.spec.detached:
+                self.kill(KillActor(actor.spec.actor, True, f"its creator {actor.spec.owner} is gone"))
+
     def node_gone(self, node: str) -> None:
         """Actors that were sent to a node that is gone are dead."""
         for identity, (where, _, spec) in list(self.spilled.items()):

@@ -26,6 +26,7 @@ from meshray.messages.node import (
     WorkerBlocked,
     WorkerUnblocked,
 )
+from meshray.messages.objects import HoldersDied
 from meshray.messages.sched import (
     ClusterView,
     DemandPlaced,
@@ -205,6 +206,8 @@ class LocalScheduler:
                 self._cluster_view(message)
             case NodeGone():
                 self._node_gone(message.node)
+            case HoldersDied():
+                self._actors.owners_gone(message.processes)
             case JobEnded():
                 self._job_ended(message.job)
             case _:
@@ -276,6 +279,7 @@ class LocalScheduler:
     def _owner_gone(self, name: str) -> None:
         self._spill.owner_gone(name)
         self._demands.owner_gone(name)
+        self._actors.owners_gone([name])
 
     def _job_ended(self, job: str) -> None:
         self._actors.job_ended(job)
@@ -341,17 +345,15 @@ class LocalScheduler:
             self._spill.node_gone(node)
 
     def _undeliverable(self, event: Undeliverable) -> bool:
-        match event.message:
-            case RemoteLeaseGranted(lease=number):
-                lease = self._demands.leases.get(number)
-                if lease is not None:
-                    self._demands.returned(number)
-                    lease.claim.count = 0
-                    self._demands.tidy(lease.claim)
-                    self._forget_remote(lease.claim.owner)
-                return True
-            case _:
-                return False
+        if type(event.message) is not RemoteLeaseGranted:
+            return False
+        lease = self._demands.leases.get(event.message.lease)
+        if lease is not None:
+            self._demands.returned(lease.number)
+            lease.claim.count = 0
+            self._demands.tidy(lease.claim)
+            self._forget_remote(lease.claim.owner)
+        return True
 
     def _sweep(self) -> None:
         """Do what is due by the clock alone. Events run this too: a busy node may never see a tick."""
@@ -365,8 +367,7 @@ class LocalScheduler:
     def _schedule(self) -> None:
         context, now_ns = self._context, self._context.now_ns
         needed = self._actors.place() + self._demands.grant()
-        count = context.pool.to_start(needed, now_ns)
-        if count:
+        if count := context.pool.to_start(needed, now_ns):
             context.emit(StartWorkers(count))
         for claim in self._demands.claims():
             if claim.remote:

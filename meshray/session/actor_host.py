@@ -12,8 +12,6 @@ Source: DESIGN s5; OSDI'18 s3.2.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import inspect
 import os
 import time
@@ -23,18 +21,16 @@ from meshray import errors, failures
 from meshray.ids import task_id
 from meshray.messages.node import ActorStarted, StartActor
 from meshray.messages.tasks import CallActor, CallEntry, CallsRefused, CancelTask, EndActor, TaskResult
-from meshray.session.actor_loop import EventLoop
-from meshray.session.context import CURRENT, TaskContext
+from meshray.session.context import CURRENT, ActorExit, TaskContext
 
 if TYPE_CHECKING:
+    import concurrent.futures
+
     from meshray.object_ref import ObjectRef
+    from meshray.session.actor_loop import EventLoop
     from meshray.session.executor import Executor
 
 _ASYNC_CONCURRENCY = 1000
-
-
-class ActorExit(BaseException):
-    """Raised by ``exit_actor`` to leave the running method."""
 
 
 class ActorHost:
@@ -50,6 +46,8 @@ class ActorHost:
         self.context = TaskContext(self.spec.actor, self.spec.class_name + ".__init__", self.spec.job,
                                    actor=self.spec.actor, gpus=start.gpus)
         self._gpus = start.gpus
+        root = self.session.root
+        root.name, root.actor, root.gpus = self.spec.class_name, self.spec.actor, start.gpus
         self._seen: dict[bytes, int] = {}
         self._pools: dict[str, concurrent.futures.ThreadPoolExecutor] = {}
         self._running: dict[tuple[bytes, int], TaskContext] = {}
@@ -65,7 +63,7 @@ class ActorHost:
         try:
             if self._gpus is not None:
                 self.executor.set_gpus(self._gpus)
-            cls = self.session.functions.load(spec.class_id)
+            cls = self.session.functions.load(spec.class_id, spec.job)
             owner_route = spec.owner.encode()
             args, kwargs, anchors = self.executor.arguments(owner_route, spec.actor, spec.creation, spec.owner_endpoint)
             self.instance = cls(*args, **kwargs)
@@ -84,11 +82,16 @@ class ActorHost:
             self.executor.leave("the actor's constructor failed")
 
     def _prepare(self) -> None:
+        # asyncio and thread pools take 25 ms to import: only the actors that need them pay.
         spec = self.spec
         if spec.is_async:
+            from meshray.session.actor_loop import EventLoop
+
             self.loop = EventLoop(self.session, self.executor, spec.max_concurrency or _ASYNC_CONCURRENCY, spec.groups)
             self.executor.jobs.append(self._run_loop)
         elif spec.max_concurrency > 1 or spec.groups:
+            import concurrent.futures
+
             for group, size in {"": max(1, spec.max_concurrency), **(spec.groups or {})}.items():
                 self._pools[group] = concurrent.futures.ThreadPoolExecutor(size, f"meshray-{group or 'calls'}")
 
@@ -159,6 +162,8 @@ class ActorHost:
         if main:
             self.executor.running = (route, call.seq, context)
         try:
+            if context.cancelled:
+                raise KeyboardInterrupt
             method = self.method(call.method)
             if call.args is None and call.arguments is None and call.args_location is None:
                 value = method()
@@ -179,8 +184,9 @@ class ActorHost:
 
     def begin(self, route: bytes, message: CallActor, call: CallEntry) -> TaskContext:
         """Return the context of a call that starts now."""
-        context = TaskContext(task_id(message.prefix, call.index), f"{self.spec.class_name}.{call.method}", message.job,
-                              actor=self.spec.actor, seq=call.seq, gpus=self._gpus)
+        spec = self.spec
+        context = TaskContext(task_id(message.prefix, call.index), f"{spec.class_name}.{call.method}", spec.job,
+                              actor=spec.actor, seq=call.seq, gpus=self._gpus)
         key = (route, call.seq)
         self._running[key] = context
         if key in self._cancelled:
@@ -201,13 +207,13 @@ class ActorHost:
 
     def failed(self, call: CallEntry, error: BaseException, context: TaskContext) -> TaskResult:
         """Return the encoded failure of a call; ``ActorExit`` also ends the actor."""
-        if isinstance(error, (ActorExit, SystemExit)):
+        if isinstance(error, (ActorExit, SystemExit, errors.AsyncioActorExit)):
             self.executor.leave("exit_actor")
             if self.loop is not None:
                 self.loop.stop()
             return TaskResult(call.seq, None, failures.encode_system(
                 "actor_died", f"actor {self.spec.class_name} left by exit_actor() in {call.method}"))
-        if isinstance(error, asyncio.CancelledError) and context.cancelled:
+        if context.cancelled and self.loop is not None and self.loop.is_cancellation(error):
             return TaskResult(call.seq, None, failures.encode_system("cancelled", f"{context.name} was cancelled"))
         return self.executor.failure(call.seq, error, context.name, context, call.retry_exceptions)
 
@@ -237,11 +243,3 @@ class ActorHost:
                 self.loop.cancel(key)
         else:
             self._cancelled.add(key)
-
-
-def exit_actor() -> None:
-    """End the actor that the calling method belongs to, after the method's calls so far. Raise outside an actor."""
-    context = CURRENT.get()
-    if context is None or not context.actor:
-        raise errors.MeshrayError("exit_actor() was called outside an actor: call it inside one of its methods")
-    raise ActorExit

@@ -46,6 +46,8 @@ class EventLoop:
         self._ending = ""
         self._scheduled = False
         self._beat = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
 
     def run(self) -> None:
         """Run until the actor ends. Called in the main thread."""
@@ -53,6 +55,7 @@ class EventLoop:
         driving = self.session.driving
         descriptor = self.session.socket_fd()
         driving.autonomous = False
+        background, driving.nudge = driving.nudge, self._nudge
         driving.wake()
         self.loop.add_reader(descriptor, self._pump)
         self.loop.add_reader(driving.wake_fd, self._pump)
@@ -65,6 +68,7 @@ class EventLoop:
             self.loop.remove_reader(descriptor)
             self.loop.remove_reader(driving.wake_fd)
             driving.autonomous = True
+            driving.nudge = background
             for task in list(self._tasks.values()):
                 task.cancel()
             self.loop.run_until_complete(asyncio.sleep(0))
@@ -82,6 +86,25 @@ class EventLoop:
                 break
         if self.executor.leaving:
             self.loop.stop()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Have the next turn when something is due by the clock."""
+        delay_ms = self.session.until_deadline_ms()
+        if self._timer is None or delay_ms < self._timer_ms:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_ms = delay_ms
+            self._timer = self.loop.call_later(delay_ms / 1000, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _nudge(self) -> None:
+        """Have a turn soon. Any thread."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._pump)
 
     def _watch(self) -> None:
         driving = self.session.driving
@@ -134,7 +157,7 @@ class EventLoop:
         anchors: list[Any] = []
         try:
             if context.cancelled:
-                raise asyncio.CancelledError
+                raise KeyboardInterrupt
             method = host.method(call.method)
             if call.args is None and call.arguments is None and call.args_location is None:
                 value = method()
@@ -162,6 +185,10 @@ class EventLoop:
         if self._ending and not self._tasks and not self._arrived:
             self.executor.leave(self._ending)
             self.loop.call_soon(self._pump)
+
+    def is_cancellation(self, error: BaseException) -> bool:
+        """Whether ``error`` is what a cancelled coroutine raises."""
+        return isinstance(error, asyncio.CancelledError)
 
     def cancel(self, key: tuple[bytes, int]) -> None:
         """Cancel a running coroutine. (leader)"""

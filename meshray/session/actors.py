@@ -47,6 +47,8 @@ class ActorLink(msgspec.Struct, eq=False):
     order: int = 0
     error: bytes = b""
     max_task_retries: int = 0
+    calls_max: int = -1
+    """``max_pending_calls``; without limit if not positive."""
     ending: bool = False
     creation: Task | None = None
     """The creation task: pins the constructor's arguments while the actor may be restarted."""

@@ -16,6 +16,7 @@ import time
 from meshray import config, errors
 from meshray.ids import process_name
 from meshray.messages.node import Register, Registered, RegisterRefused
+from meshray.session.programs import python_path
 from meshray.session.session import Session
 from meshray.transport.codec import decode, encode
 from meshray.transport.sockets import Peers, ipc_endpoint
@@ -37,7 +38,8 @@ def join(endpoint: str, *, kind: str, namespace: str = "", entrypoint: str = "",
     peers = Peers(name, ipc_endpoint(run_dir, name))
     try:
         registered, early = _register(peers, endpoint, Register(
-            name, kind, os.getpid(), peers.endpoint, "", namespace, entrypoint, token))
+            name, kind, os.getpid(), peers.endpoint, "", namespace, entrypoint, token,
+            python_path() if kind == "driver" else []))
         return Session(peers, registered, kind=kind, early=early)
     except BaseException:
         peers.close()

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 
 import msgspec
 
+from meshray import errors
 from meshray.ids import child_prefix
 
 
@@ -41,6 +42,19 @@ class TaskContext(msgspec.Struct, eq=False):
         if self.children is None:
             self.children = itertools.count(1)
         return next(self.children)
+
+
+class ActorExit(BaseException):
+    """Raised by ``exit_actor`` to leave the running method."""
+
+
+def exit_actor() -> None:
+    """End the actor that the calling method belongs to, after the calls before this one; it is not restarted. The
+    caller of the method gets ActorDiedError. Raise MeshrayError outside an actor."""
+    context = CURRENT.get()
+    if context is None or not context.actor:
+        raise errors.MeshrayError("exit_actor() was called outside an actor: call it inside one of its methods")
+    raise ActorExit
 
 
 CURRENT: ContextVar[TaskContext | None] = ContextVar("meshray_task", default=None)

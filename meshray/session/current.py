@@ -36,8 +36,14 @@ def get() -> Session | None:
 
 def set_session(new: Session | None) -> None:
     """Make ``new`` the session of this process."""
-    global _session, generation
+    global _session
     _session = new
+    renew()
+
+
+def renew() -> None:
+    """Make everything that was cached for the session or job so far void."""
+    global generation
     generation += 1
 
 

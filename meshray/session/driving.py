@@ -52,10 +52,14 @@ class Driving:
         self.autonomous = True
         """Whether the background thread may lead; an event loop that reads the socket itself turns this off."""
         self._polling = False
+        self._woken = False
+        """Whether somebody has written to ``wake_fd`` since the last ``drain_wakes``: once is enough."""
         self._foreground = 0
         self._left_ns = 0
         self._followers: list[Follower] = []
         self._nudge = threading.Event()
+        self.nudge: Callable[[], object] = self._nudge.set
+        """Makes somebody lead when nobody does: the background thread, or the event loop of an async actor."""
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -65,15 +69,16 @@ class Driving:
 
     def wake(self) -> None:
         """Make a leader that sleeps in its turn look at the queues again."""
-        if self._polling:
+        if self._polling and not self._woken:
+            self._woken = True
             os.eventfd_write(self.wake_fd, 1)
 
     def rouse(self) -> None:
         """Make sure that somebody leads soon, also if no thread waits for anything."""
         if self._polling:
-            os.eventfd_write(self.wake_fd, 1)
+            self.wake()
         elif self._foreground == 0:
-            self._nudge.set()
+            self.nudge()
 
     def try_step(self) -> bool:
         """Do one turn without waiting, unless somebody else leads. Return whether it was done."""
@@ -147,10 +152,12 @@ class Driving:
 
     def drain_wakes(self) -> None:
         """Forget wake-ups that were written so far (called by ``step`` after it has slept)."""
-        try:
-            os.eventfd_read(self.wake_fd)
-        except BlockingIOError:
-            return
+        if self._woken:
+            self._woken = False
+            try:
+                os.eventfd_read(self.wake_fd)
+            except BlockingIOError:  # the write is still on its way, and will cost one empty turn
+                return
 
     def _leave(self) -> None:
         self._left_ns = time.monotonic_ns()
@@ -172,6 +179,7 @@ class Driving:
         """Called by the SIGINT handler: True if a turn is running in this thread, which will raise when it is over."""
         if self.stepping_thread == threading.get_ident():
             self.interrupted = True
+            self._woken = True
             os.eventfd_write(self.wake_fd, 1)
             return True
         return False

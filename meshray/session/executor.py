@@ -41,6 +41,7 @@ from meshray.messages.tasks import (
     Value,
 )
 from meshray.object_ref import PENDING, ObjectRef
+from meshray.session import current
 from meshray.session.actor_host import ActorHost
 from meshray.session.context import CURRENT, TaskContext
 from meshray.session.objects import ARGUMENTS_RETURN
@@ -72,6 +73,8 @@ class Executor:
         self.executed = 0
         self._means: dict[bytes, int] = {}
         self._lease_function: dict[int, bytes] = {}
+        self._calls_left: dict[int, int] = {}
+        """By lease, for functions with ``max_calls``."""
         self._returned: dict[tuple[bytes, int], list[ObjectRef]] = {}
         self._blocked = 0
         self._cancel_seq = 0
@@ -122,7 +125,7 @@ class Executor:
         try:
             if push.gpus != self._environment_gpus:
                 self.set_gpus(push.gpus)
-            function = self.session.functions.load(push.function)
+            function = self.session.functions.load(push.function, push.job)
             if entry.args is None and entry.arguments is None and entry.args_location is None:
                 value = function()
             else:
@@ -262,6 +265,13 @@ class Executor:
             function = self._lease_function.get(lease)
             mean_ns = self._means.get(function, 0) if function is not None else 0
             self.session.send(route, TasksFinished(results, mean_ns, lease))
+            if lease in self._calls_left:
+                self._count_calls(lease, len(results))
+
+    def _count_calls(self, lease: int, count: int) -> None:
+        self._calls_left[lease] -= count
+        if self._calls_left[lease] <= 0:
+            self.leave("it has run max_calls tasks")
 
     def _on_push(self, route: bytes, message: PushTasks) -> None:
         if self._blocked or self.leaving:
@@ -270,12 +280,24 @@ class Executor:
             return
         self._lease_function.clear()
         self._lease_function[message.lease] = message.function
+        if message.job != self.session.job:
+            self._serve(message.job)
+        if message.max_calls:
+            self._calls_left.setdefault(message.lease, message.max_calls)
         append = self.ready.append
         for entry in message.tasks:
             append((route, message, entry))
 
+    def _serve(self, job: str) -> None:
+        """From here on this worker runs tasks of another job: what it exported and knew for the last one is void."""
+        session = self.session
+        session.job = session.root.job = job
+        session.namespace = ""
+        current.renew()
+
     def _on_start_actor(self, route: bytes, message: StartActor) -> None:
         if self.actor is None:
+            self._serve(message.spec.job)
             self.actor = ActorHost(self, message)
             self.jobs.append(self.actor.start)
 

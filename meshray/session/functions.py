@@ -16,6 +16,7 @@ from meshray.gcs import tables
 from meshray.gcs.requests import Answered
 from meshray.ids import function_id
 from meshray.messages.gcs import PUT_IF_ABSENT, Op
+from meshray.session.programs import Programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ class Functions:
         self._exported: dict[bytes, bool] = {}
         self._waiting: dict[bytes, list[Callable[[], None]]] = {}
         self._loaded: dict[bytes, Any] = {}
+        self._programs = Programs(session)
 
     def export(self, thing: Any, name: str, ready: Callable[[], None]) -> bytes:
         """Pickle ``thing``, make sure that it is in the function table, then call ``ready`` (leader). Return its id."""
@@ -61,8 +63,10 @@ class Functions:
         for ready in self._waiting.pop(identity, ()):
             ready()
 
-    def load(self, identity: bytes) -> Any:
-        """Return the function or class of that id, fetching it on first use. Raise what its unpickling raises."""
+    def load(self, identity: bytes, job: str) -> Any:
+        """Return the function or class of that id, fetching it on first use, for work of ``job``. Raise what its
+        unpickling raises."""
+        self._programs.prepare(job)
         thing = self._loaded.get(identity)
         if thing is None:
             thing = self._loaded[identity] = serialization.load_function(self._fetch(identity))

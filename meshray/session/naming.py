@@ -20,6 +20,24 @@ if TYPE_CHECKING:
     from meshray.session.session import Session
 
 
+def namespace_of(session: Session) -> str:
+    """Return the namespace of the job that the calling code works for; a worker reads it from the job's row."""
+    if not session.namespace:
+        job = session.context().job.encode()
+        rows: list[bytes | None] = []
+
+        def known() -> bool:
+            answer = session.tables.ask(lambda done: session.tables.read(tables.JOB, job, done))
+            rows[:] = [None if answer.error is not None else answer.results[0].value]
+            return rows[0] is not None
+
+        session.patiently(known, f"job {job.decode()} to appear in the job table")
+        if rows[0] is None:
+            raise errors.MeshraySystemError(f"job {job.decode()!r} has no row, so its namespace is not known")
+        session.namespace = tables.decode(rows[0], tables.JobRow).namespace
+    return session.namespace
+
+
 def claim_name(session: Session, namespace: str, name: str, actor: bytes) -> bool:
     """Claim ``name`` for ``actor``; return False if a living actor has it."""
     key = tables.name_key(namespace, name)

@@ -66,6 +66,8 @@ class Lease(msgspec.Struct, eq=False):
     recalling: bool = False
     idle_since_ns: int = 0
     answered_ns: int = 0
+    calls: int = 0
+    """Tasks answered under this lease: counts only if the class has ``max_calls``."""
 
 
 class SchedulingClass(msgspec.Struct, eq=False):
@@ -77,7 +79,8 @@ class SchedulingClass(msgspec.Struct, eq=False):
     resources: dict[str, int]
     strategy: Strategy
     num_returns: int
-    flags: int = 0
+    max_calls: int = 0
+    """A worker ends after that many tasks; 0 is no limit."""
     ready: bool = False
     """Whether the function is in the function table, so that any worker can fetch it."""
     queue: deque[Task] = msgspec.field(default_factory=deque)

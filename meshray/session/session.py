@@ -10,11 +10,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import select
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -76,8 +76,8 @@ class Session:
         self._calls: deque[Callable[[], None]] = deque()
         self.fresh: deque[SchedulingClass] = deque()
         """Classes with something to push."""
-        self._seq = 0
-        self._seq_lock = threading.Lock()
+        self.next_seq: Callable[[], int] = itertools.count(1).__next__
+        """Numbers for tasks and calls: dense, unique in this session, from any thread."""
         self.driving = Driving(self._step)
         self.tables = ControlTables(self, registered.shards)
         self.outcomes = Outcomes(self)
@@ -151,11 +151,12 @@ class Session:
 
     def _step(self, timeout_ms: int) -> None:
         self._hand_out()
+        ready = False
         if timeout_ms and not self.fresh and not self._calls and not self._early:
-            self._peers.wait(min(timeout_ms, self._until_deadline_ms()))
+            ready = self._peers.wait(min(timeout_ms, self.until_deadline_ms()))
         self.driving.drain_wakes()
         self.now_ns = time.monotonic_ns()
-        arrived = self._peers.receive(_RECEIVE_MAX)
+        arrived = self._peers.receive(_RECEIVE_MAX, ready=ready)
         if self._early:
             arrived, self._early = self._early + arrived, []
         for parts in arrived:
@@ -195,7 +196,8 @@ class Session:
         self.extents.tick(now_ns)
         self._next_flush_ns = now_ns + 10 * config.MILLISECOND_NS
 
-    def _until_deadline_ms(self) -> int:
+    def until_deadline_ms(self) -> int:
+        """Return how long a turn may sleep. (leader)"""
         if self.submitter.leases or self.lineage.waiting or self.tables.busy:
             return 10 if self.outcomes.pending or self.submitter.leases else 100
         return 1000
@@ -285,12 +287,6 @@ class Session:
     def context(self) -> TaskContext:
         """Return the task (or driver program) that the calling code is part of."""
         return CURRENT.get() or self.root
-
-    def next_seq(self) -> int:
-        """Return a number for a task or call; dense, unique in this session."""
-        with self._seq_lock:
-            self._seq += 1
-            return self._seq
 
     def enqueue(self, klass: SchedulingClass, task: Task) -> None:
         """Take a task whose arguments all have values. Called by any thread."""

@@ -65,7 +65,7 @@ class Submitter:
                 if lease.blocked or lease.reclaimed or lease.recalling or (
                         count and (count * 2 > depth or lease.answered_ns < stalled_ns)):
                     continue
-                self._feed(lease, depth - count)
+                self._feed(lease, (min(depth, klass.max_calls - lease.calls) if klass.max_calls else depth) - count)
         self._declare(klass)
 
     def _feed(self, lease: Lease, room: int) -> None:
@@ -103,7 +103,8 @@ class Submitter:
                            TaskEntry(task.seq, task.index, task.args))
         self._session.send(lease.route, PushTasks(
             lease.number, klass.function, klass.name, first.prefix, klass.num_returns, entries,
-            self._session.job, first.attempt, lease.gpus, klass.flags, self._session.endpoint, klass.retry_exceptions))
+            self._session.job, first.attempt, lease.gpus, klass.max_calls, self._session.endpoint,
+            klass.retry_exceptions))
 
     # --- demand --------------------------------------------------------------------------------------------------
 
@@ -163,7 +164,8 @@ class Submitter:
             self._session.to_node(ReturnLease([message.lease]))
             return
         if not lease.outstanding:
-            self._give_back(lease)
+            if not _spent(lease):
+                self._give_back(lease)
         elif not lease.reclaimed:
             lease.reclaimed = True
             if len(lease.outstanding) > 1:
@@ -201,8 +203,10 @@ class Submitter:
         lease.answered_ns = self._session.now_ns
         lease.blocked = False
         klass.used_ns = lease.answered_ns
+        if klass.max_calls:
+            lease.calls += tasks
         if not lease.outstanding:
-            if lease.reclaimed:
+            if lease.reclaimed and not _spent(lease):
                 klass.hungry += 1
                 self._give_back(lease)
             else:
@@ -273,7 +277,8 @@ class Submitter:
                     self._declare(lease.klass)
 
     def _rest(self, klass: SchedulingClass, now_ns: int) -> None:
-        idle = [lease for lease in klass.leases.values() if now_ns - lease.idle_since_ns > config.LEASE_IDLE_NS]
+        idle = [lease for lease in klass.leases.values()
+                if now_ns - lease.idle_since_ns > config.LEASE_IDLE_NS and not _spent(lease)]
         for lease in idle:
             self._give_back(lease)
 
@@ -301,3 +306,8 @@ class Submitter:
 
 def _load(lease: Lease) -> int:
     return len(lease.outstanding)
+
+
+def _spent(lease: Lease) -> bool:
+    """Whether the worker has run ``max_calls`` tasks and is about to end: it is not given back, for others to use."""
+    return 0 < lease.klass.max_calls <= lease.calls

@@ -326,7 +326,7 @@ class ArenaDirectory:
         for stored in self._objects.values():
             if len(rows) >= limit:
                 break
-            rows.append({"object": stored.object.hex(), "bytes": stored.size_bytes, "node": self.node,
+            rows.append({"object": stored.object.hex(), "size_bytes": stored.size_bytes, "node": self.node,
                          "offset": stored.offset, "owner": stored.owner,
                          "lessee": stored.extent.route.decode(errors="replace") if stored.extent else ""})  # fmt: skip
         return rows

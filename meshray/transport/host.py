@@ -70,8 +70,8 @@ class Host:
 
     def turn(self, wait_max_ms: int = 1000) -> None:
         """Wait for something to do, at most ``wait_max_ms``, and do it."""
-        self.peers.wait(self._timeout_ms(wait_max_ms))
-        messages = self.peers.receive(config.TURN_MESSAGES_MAX)
+        ready = self.peers.wait(self._timeout_ms(wait_max_ms))
+        messages = self.peers.receive(config.TURN_MESSAGES_MAX, ready=ready)
         now_ns = time.monotonic_ns()
         effects: list[Any] = []
         handle = self.machine.handle

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from integration.support import Gate, Journal, is_alive, processes_of, wait_gone
+from integration.support import Gate, Journal, is_alive, processes_of, wait_gone, wait_until
 
 import meshray
 
@@ -108,6 +109,42 @@ def test_zygote_dies_and_workers_still_start(fresh, root):
     assert meshray.get([actor.ping.remote() for actor in actors], timeout=50) == [1] * 4
 
 
+@pytest.mark.parametrize("service", ["shard", "scheduler", "zygote"])
+def test_killed_service_is_started_again(fresh, root, service):
+    fresh(num_cpus=2)
+
+    @meshray.remote(max_restarts=-1, max_task_retries=-1)
+    class Counter:
+        def one_more(self, x):
+            return x + 1
+
+    counter = Counter.remote()
+    for value in range(3):
+        [victim] = system_pids(root, service)
+        os.kill(victim, signal.SIGKILL)
+        fresh_function = meshray.remote(lambda value=value: value)
+        assert meshray.get([fresh_function.remote() for _ in range(20)], timeout=50) == [value] * 20
+        assert meshray.get(counter.one_more.remote(value), timeout=50) == value + 1
+        wait_until(lambda victim=victim: system_pids(root, service) not in ([], [victim]), what=f"another {service}")
+        assert len(meshray.nodes()) == 1
+
+
+def test_service_that_ends_again_and_again_ends_the_node(fresh, root):
+    fresh(num_cpus=1)
+    [node] = system_pids(root, "node")
+    ended = set()
+    while is_alive(node) and len(ended) < 10:
+        living = [pid for pid in system_pids(root, "scheduler") if pid not in ended]
+        for pid in living:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            ended.add(pid)
+        wait_until(lambda: not is_alive(node) or set(system_pids(root, "scheduler")) - ended)
+    assert len(ended) == 6
+    with pytest.raises(meshray.exceptions.MeshrayError, match="scheduler-0"):
+        meshray.get(identity.remote(1), timeout=30)
+
+
 def spill_over(directory, count=4):
     """Run so many tasks at once that both nodes are needed; return where they ran."""
     gate, journal = Gate(directory / "gate"), Journal(directory / "journal")
@@ -136,17 +173,19 @@ def test_killed_global_scheduler_loses_nothing(two_nodes, root, tmp_path):
 
 
 def test_frozen_global_scheduler_is_passed_by(two_nodes, root, tmp_path):
+    (tmp_path / "frozen").mkdir()
+    (tmp_path / "thawed").mkdir()
     schedulers = system_pids(root, "scheduler")
     assert schedulers
     os.kill(schedulers[0], signal.SIGSTOP)
     try:
         assert meshray.get([identity.remote(i) for i in range(50)], timeout=50) == list(range(50))
         if len(schedulers) > 1:
-            assert len(spill_over(tmp_path)) == 2
+            assert len(spill_over(tmp_path / "frozen")) == 2
     finally:
         os.kill(schedulers[0], signal.SIGCONT)
     assert is_alive(schedulers[0])
-    assert len(spill_over(tmp_path)) == 2
+    assert len(spill_over(tmp_path / "thawed")) == 2
 
 
 def test_frozen_node_comes_back(two_nodes, root):

@@ -112,7 +112,7 @@ def test_killed_program_leaves_the_cluster_usable(two_nodes, tmp_path):
 
         meshray.init(address="auto")
         refs = [meshray.remote(lambda: signal.pause()).remote() for _ in range(8)]
-        actor = meshray.remote(resources={"left": 4})(type("A", (), {"ping": lambda self: 1})).remote()
+        actor = meshray.remote(num_cpus=0, resources={"left": 4})(type("A", (), {"ping": lambda self: 1})).remote()
         meshray.get(actor.ping.remote())
         print("dying", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,182 @@
+"""The sessions of one node: workers and drivers from their registration to their end.
+
+*Pure.* Runs in the node process.
+
+1. A session is known by its name and its route; what it sends before it has registered is dropped.
+2. Only workers that this node has started may register as such; one that does not within ``WORKER_START_TIMEOUT_NS`` is
+   killed.
+3. When a process ends, every part is told, then the processes that may hold something of it, in this order: leases,
+   store, other sessions.
+4. An embedded cluster ends with its driver's process, also when that never registered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from meshray import config
+from meshray.gcs import tables
+from meshray.machine import Received, Send, Stop
+from meshray.messages import objects
+from meshray.messages.gcs import Op
+from meshray.messages.node import Death, Register, Registered, RegisterRefused, Unregistered
+from meshray.processes.node_events import DriverExited, KillWorker, WatchDriver, WorkerExited, WorkerForkFailed
+from meshray.sched import events as sched_events
+from meshray.store.events import OwnerGone, SessionGone
+from meshray.transport.sockets import name_of, route_to
+
+if TYPE_CHECKING:
+    from meshray.processes.node import NodeMachine
+
+
+class Member(msgspec.Struct):
+    """A registered session."""
+
+    name: str
+    route: bytes
+    kind: str
+    pid: int
+    endpoint: str
+    job: str
+    namespace: str
+    label: str = ""
+    leaving: str = ""
+    serving: str = ""
+    """The job whose output this worker writes now."""
+    row: tables.JobRow | None = None
+    """A driver's row in the job table."""
+
+
+class NodeSessions:
+    """Who is registered, and which workers are about to."""
+
+    def __init__(self, node: NodeMachine) -> None:
+        self._node = node
+        self._jobs = 0
+        self.members: dict[str, Member] = {}
+        self._starting: dict[str, int] = {}
+        """Workers forked or about to be that have not registered: name -> deadline."""
+
+    def expect(self, name: str, now_ns: int) -> None:
+        """A worker of that name will be forked."""
+        self._starting[name] = now_ns + config.WORKER_START_TIMEOUT_NS
+
+    def deadline_ns(self) -> int | None:
+        """When ``tick`` is due."""
+        return min(self._starting.values(), default=None)
+
+    def tick(self, now_ns: int) -> list[Any]:
+        """Kill workers that take too long to register."""
+        late = [name for name, deadline_ns in self._starting.items() if deadline_ns <= now_ns]
+        for name in late:
+            self.expect(name, now_ns)
+        return [KillWorker(name) for name in late]
+
+    def check(self) -> None:
+        """Assert that nobody is both."""
+        assert not self.members.keys() & self._starting.keys(), "a registered worker is not starting"
+
+    # --- birth ---------------------------------------------------------------------------------------------------
+
+    def register(self, event: Received, now_ns: int) -> list[Any]:
+        """A process wants to be a session of this node."""
+        request: Register = event.message
+        member = self.members.get(request.name)
+        if member is not None:
+            return [self._welcome(member)]
+        if request.kind == "worker" and self._starting.pop(request.name, None) is None:
+            return [Send(event.route, RegisterRefused("this node has not started such a worker"))]
+        job = self._next_job() if request.kind == "driver" else ""
+        namespace = request.namespace or f"anonymous-{job}"
+        member = Member(request.name, event.route, request.kind, request.pid, request.endpoint, job, namespace,
+                        serving=job)
+        self.members[request.name] = member
+        effects = [self._welcome(member), *self._node.schedule(sched_events.SessionJoined(
+            request.name, event.route, request.kind, request.pid, request.endpoint, job), now_ns)]
+        if request.kind == "driver":
+            member.row = tables.JobRow(job, request.name, namespace, request.entrypoint, node=self._node.node,
+                                       pid=request.pid, python_path=request.python_path)
+            effects += [WatchDriver(request.pid), *self._write_job(member.row, now_ns)]
+        return effects
+
+    def _next_job(self) -> str:
+        self._jobs += 1
+        return f"{self._node.node.removeprefix('node-')}-{self._jobs}"
+
+    def _welcome(self, member: Member) -> Send:
+        node, settings = self._node, self._node.settings
+        return Send(member.route, Registered(
+            node.node, settings.node_name, member.job, member.namespace, settings.arena_path,
+            settings.object_store_bytes, settings.shards, settings.run_dir, settings.cluster, node.total,
+            bool(settings.embedded_pid), node.pid))
+
+    def _write_job(self, row: tables.JobRow, now_ns: int) -> list[Any]:
+        return self._node.write([Op(tables.JOB, row.job.encode(), tables.encode(row))], now_ns)
+
+    # --- end -----------------------------------------------------------------------------------------------------
+
+    def unregister(self, event: Received, now_ns: int) -> list[Any]:
+        """A session ends of its own will."""
+        name = name_of(event.route)
+        member = self.members.get(name)
+        effects: list[Any] = []
+        if member is not None and member.kind == "worker":
+            member.leaving = event.message.reason or "left"
+            effects += self._node.schedule(sched_events.WorkerLeft(name, member.leaving), now_ns)
+        elif member is not None:
+            effects += self._driver_gone(member, "finished", "finished", now_ns)
+        effects.append(Send(event.route, Unregistered()))
+        if event.message.stop_cluster:
+            effects.append(Stop("its driver shut it down"))
+        return effects
+
+    def worker_exited(self, event: WorkerExited, now_ns: int) -> list[Any]:
+        """A worker's process is gone."""
+        self._starting.pop(event.name, None)
+        member = self.members.pop(event.name, None)
+        if member is None:
+            return self._node.schedule(sched_events.WorkerStartFailed(1, death_text(event)), now_ns)
+        death = Death(event.name, event.pid, self._node.settings.node_name, event.code, event.signal, event.stderr,
+                      member.leaving)
+        effects = self._node.schedule(sched_events.WorkerDied(event.name, death), now_ns)
+        return effects + self._process_gone(member, now_ns)
+
+    def fork_failed(self, event: WorkerForkFailed, now_ns: int) -> list[Any]:
+        """A worker could not be started."""
+        self._starting.pop(event.name, None)
+        return self._node.schedule(sched_events.WorkerStartFailed(1, event.reason), now_ns)
+
+    def driver_exited(self, event: DriverExited, now_ns: int) -> list[Any]:
+        """A driver's process is gone, without a word if it is still registered."""
+        drivers = [member for member in self.members.values() if member.kind == "driver" and member.pid == event.pid]
+        effects = [effect for member in drivers
+                   for effect in self._driver_gone(member, "failed", "its process is gone", now_ns)]
+        if self._node.settings.embedded_pid == event.pid:
+            effects.append(Stop("its driver is gone"))
+        return effects
+
+    def _driver_gone(self, member: Member, state: str, reason: str, now_ns: int) -> list[Any]:
+        del self.members[member.name]
+        effects = self._node.schedule(sched_events.DriverGone(member.name), now_ns)
+        effects += self._process_gone(member, now_ns)
+        assert member.row is not None, "every driver has a job"
+        return effects + self._write_job(msgspec.structs.replace(member.row, state=state, reason=reason), now_ns)
+
+    def _process_gone(self, member: Member, now_ns: int) -> list[Any]:
+        node = self._node
+        effects = node.store.handle(SessionGone(member.name, member.route), now_ns)
+        effects += node.store.handle(OwnerGone(member.name), now_ns)
+        effects += node.describer.gone(member.name)
+        node.actors.forget(member.route)
+        gone = objects.HoldersDied([member.name])
+        effects += [Send(other.route, gone) for other in self.members.values()]
+        return effects + [Send(route_to(peer), gone) for peer in node.peers]
+
+
+def death_text(event: WorkerExited) -> str:
+    """Say how a worker ended that never registered."""
+    how = f"signal {event.signal}" if event.signal else f"exit code {event.code}"
+    return f"worker {event.name} (pid {event.pid}) ended with {how} before it was ready\n{event.stderr}".rstrip()
+

@@ -1,0 +1,76 @@
+"""What a node's own services run, and the program that starts one of them again.
+
+*Shell (prctl).* ``runner`` is used by ``boot``, which forks the services at the node's birth. A service that ended later
+is started as ``python -m meshray.processes.service NAME PARENT`` with the NodeConfig on standard input, because a node
+that has threads and a ZeroMQ context cannot fork. The zygote finds its end of the pipe as descriptor ``CONTROL_FD``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+import msgspec
+
+from meshray import config
+from meshray.node_config import NodeConfig
+from meshray.processes import birth, global_scheduler, shard
+from meshray.transport.sockets import ipc_endpoint
+
+ZYGOTE = "zygote"
+CONTROL_FD = 3
+
+
+def names(settings: NodeConfig) -> list[str]:
+    """Return the services of a node, the zygote apart, in the order in which they start."""
+    return [*settings.host_shards, *settings.host_schedulers]
+
+
+def title(settings: NodeConfig, name: str) -> str:
+    """Return the title of a service's process in ``ps``."""
+    kind = "shard " if name in settings.host_shards else "scheduler " if name in settings.host_schedulers else ""
+    return f"meshray:{kind}{name} {settings.cluster}/{settings.node_name}"
+
+
+def runner(settings: NodeConfig, name: str) -> birth.Runner:
+    """Return what the process of the shard replica or global scheduler ``name`` runs."""
+    if name in settings.host_schedulers:
+        return lambda: global_scheduler.run(name, settings.host_schedulers[name])
+    directory = os.path.join(settings.run_dir, "gcs", name)
+    for made in (os.path.dirname(directory), directory):
+        if not os.path.isdir(made):
+            os.mkdir(made, 0o700)
+    chain = next(one for one in settings.shards if any(member == name for member, _ in one.members))
+    return lambda: shard.run(name, settings.host_shards[name], directory, chain, settings.durability)
+
+
+def zygote_runner(settings: NodeConfig, control: socket.socket) -> birth.Runner:
+    """Return what the zygote's process runs. It imports all that a worker needs, so that workers share it."""
+    from meshray.processes import worker
+    from meshray.processes.zygote import Zygote
+
+    endpoint = ipc_endpoint(settings.run_dir, "node.sock")
+
+    log_dir = os.path.join(settings.run_dir, "logs")
+    return Zygote(control, log_dir, lambda name: worker.run(name, endpoint)).run
+
+
+def main(name: str, parent: int) -> None:
+    """Be the service ``name`` of the node whose process is ``parent``."""
+    birth.die_with_parent(parent)
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=NodeConfig)
+    birth.redirect_output(os.path.join(settings.run_dir, "logs"), name)
+    birth.set_title(title(settings, name))
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if name == ZYGOTE:
+        zygote_runner(settings, socket.socket(fileno=CONTROL_FD))()
+    else:
+        runner(settings, name)()
+
+
+if __name__ == "__main__":
+    sys.setswitchinterval(config.SWITCH_INTERVAL_S)
+    birth.log_to_stderr()
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,59 @@
+"""Which of a node's own services start again, when, and when to give up.
+
+*Pure.* Runs in the node process.
+
+1. A service that ended starts again: at once the first time, then after pauses that double.
+2. More than ``RESTARTS_MAX`` ends within ``RESTART_WINDOW_NS``, of all services together, end the node: whatever the
+   cause is, starting again does not mend it.
+
+Source: Erlang/OTP supervisor, restart intensity.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from meshray import config
+from meshray.machine import Stop
+from meshray.processes.node_events import ServiceExited, StartService
+
+RESTARTS_MAX = 5
+"""Ends of services that a node survives within the window: a crash or two, but not a loop."""
+
+RESTART_WINDOW_NS = 60 * config.SECOND_NS
+"""Ends longer ago than this are forgotten."""
+
+PAUSE_NS = 100 * config.MILLISECOND_NS
+"""Pause before the second start of a service within the window; doubles with each further one."""
+
+
+class Supervisor:
+    """The recent ends of a node's services, and the starts that are due."""
+
+    def __init__(self) -> None:
+        self._ends: deque[tuple[int, str]] = deque()
+        self._due: dict[str, int] = {}
+
+    def exited(self, event: ServiceExited, now_ns: int) -> list[Any]:
+        """A service has ended."""
+        while self._ends and now_ns - self._ends[0][0] > RESTART_WINDOW_NS:
+            self._ends.popleft()
+        before = sum(1 for _, name in self._ends if name == event.name)
+        self._ends.append((now_ns, event.name))
+        if len(self._ends) > RESTARTS_MAX:
+            return [Stop(f"{len(self._ends)} services ended within {RESTART_WINDOW_NS // config.SECOND_NS} s, "
+                         f"{event.name} the last: {event.reason}")]
+        self._due[event.name] = now_ns + (PAUSE_NS << (before - 1) if before else 0)
+        return self.tick(now_ns)
+
+    def tick(self, now_ns: int) -> list[Any]:
+        """Start what is due."""
+        due = [name for name, start_ns in self._due.items() if start_ns <= now_ns]
+        for name in due:
+            del self._due[name]
+        return [StartService(name) for name in due]
+
+    def deadline_ns(self) -> int | None:
+        """When ``tick`` is due."""
+        return min(self._due.values(), default=None)
