@@ -23,7 +23,7 @@ import yaml
 from msgspec import Meta
 
 from meshray import config
-from meshray.errors import MeshrayError
+from meshray.errors import MeshrayError, size_text
 
 _UNITS = {"": 1, "B": 1, "KIB": config.KIB, "MIB": config.MIB, "GIB": config.GIB, "TIB": 1024 * config.GIB,
           "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -249,6 +249,11 @@ class _Walk:
             if other != index:
                 self.note(self.lines.get(f"{path}.name", self.lines[path]), f"{path}.name",
                           f"{node.name} is the name of nodes[{other}] already")
+            store_bytes = node.object_store_memory
+            if store_bytes is not None and store_bytes < config.ARENA_BYTES_LEAST:
+                where = f"{path}.object_store_memory"
+                self.note(self.lines[where], where,
+                          f"must be at least {size_text(config.ARENA_BYTES_LEAST)}, not {store_bytes} bytes")
             for resource in _RESERVED.keys() & node.resources:
                 where = f"{path}.resources.{resource}"
                 self.note(self.lines[where], where, f"has a key of its own: {_RESERVED[resource]}")

@@ -94,7 +94,13 @@ ARENA_SHARE = 0.3
 """Share of the machine's memory that a node's arena may use, also limited by the shared-memory file system."""
 
 ARENA_BYTES_MAX = 200 * GIB
+"""Largest arena that nobody asked for."""
+
 ARENA_BYTES_MIN = 64 * MIB
+"""Least size of an arena that nobody asked for: with less room in shared memory, a cluster does not start."""
+
+ARENA_BYTES_LEAST = 1 * MIB
+"""Least size that one may ask for: below it hardly any value that does not travel inside messages has room."""
 
 EXTENT_BYTES = 32 * MIB
 """Granularity of arena leases: large enough that 1 MiB values rarely ask, small enough for many clients."""

@@ -11,8 +11,8 @@ Layout of a run directory (0700), one per node::
     <root>/<cluster>/cluster.json                                          addresses of the whole cluster (ClusterFile)
     <root>/current                                                         name of the cluster that ``auto`` means
 
-``<root>`` is ``MESHRAY_RUN_ROOT``, else ``$XDG_RUNTIME_DIR/meshray``, else ``/tmp/meshray-<uid>``. The arena is a file in
-shared memory named ``meshray-<uid>-<cluster>-<node>``.
+``<root>`` is ``MESHRAY_RUN_ROOT``, else ``$XDG_RUNTIME_DIR/meshray``, else ``/tmp/meshray-<uid>``. The arena is a file
+in shared memory named ``meshray-<uid>-<cluster>-<node>``.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Register(Message, tag=30):
     namespace: str = ""
     entrypoint: str = ""
     token: str = ""
-    python_path: list[str] = []
+    python_path: tuple[str, ...] = ()
 
 
 class Registered(Message, tag=31):
@@ -226,8 +226,12 @@ class ActorStarted(Message, tag=45):
     error: bytes | None = None
 
 
+NOT_NEEDED = "idle"
+
+
 class Leave(Message, tag=46):
-    """node -> session. End in good order; workers exit, drivers report that the cluster has gone."""
+    """node -> session. End in good order; workers exit, drivers report that the cluster has gone. A worker puts off a
+    Leave whose reason is NOT_NEEDED as long as others refer to what it owns."""
 
     reason: str = ""
 

@@ -2,8 +2,8 @@
 
 *Shell (fork, prctl, signals).* Runs in the boot process, the zygote and their children.
 
-1. A child never outlives its parent: the kernel kills it when the parent dies (PR_SET_PDEATHSIG), so that nothing is left
-   of a node whose boot process was killed.
+1. A child never outlives its parent: the kernel kills it when the parent dies (PR_SET_PDEATHSIG), so that nothing is
+   left of a node whose boot process was killed.
 2. A process forks only with one thread and before it has a ZeroMQ context or an LMDB environment.
 """
 

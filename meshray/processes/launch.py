@@ -23,6 +23,8 @@ import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
+from typing import Any
+
 import msgspec
 
 from meshray import config
@@ -140,7 +142,7 @@ class Launch:
         """End the node and all that it has started, healthy or not. Twice is a no-op."""
         self._close()
         if self._process is not None:
-            end([self._process, *_session_of(self._pid)], grace_s=0, term_s=1.0)
+            end([self._process, *_group_of(self._pid)], grace_s=0, term_s=1.0)
             self._process = None
         else:
             reap(self._pid)
@@ -170,7 +172,7 @@ def _spawn(node: NodeConfig) -> tuple[int, int]:
                 (os.POSIX_SPAWN_DUP2, sources[1], _READY_FD),
             ]
             with contextlib.nullcontext() if node.embedded_pid else contextlib.chdir("/"):
-                pid = os.posix_spawn(sys.executable, _BOOT, _environment(node), file_actions=actions, setsid=True,
+                pid = os.posix_spawn(sys.executable, _BOOT, _environment(node), file_actions=actions, **_detachment(node),
                                      setsigmask=(), setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD))
         finally:
             for fd in sources:
@@ -182,6 +184,12 @@ def _spawn(node: NodeConfig) -> tuple[int, int]:
         os.close(descriptor)
         os.close(report)
     return pid, ready
+
+
+def _detachment(node: NodeConfig) -> dict[str, Any]:
+    """An embedded node is a process group in its driver's session: the kernel's autogroup scheduling treats two sessions
+    as rivals, which doubled the round trip between driver and worker here (55 to 92 us). Any other leads a session."""
+    return {"setpgroup": 0} if node.embedded_pid else {"setsid": True}
 
 
 def _above(fd: int) -> int:
@@ -251,12 +259,12 @@ def _last_words(node: NodeConfig, pid: int, timeout_s: float) -> str:
     return f"node {node.node_name} of cluster {node.cluster} did not start: its process {pid} {how}{said}"
 
 
-def _session_of(leader: int) -> list[Process]:
+def _group_of(leader: int) -> list[Process]:
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != leader:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getsid(int(entry)) == leader and (process := identify(int(entry))) is not None:
+                if os.getpgid(int(entry)) == leader and (process := identify(int(entry))) is not None:
                     found.append(process)
     return found
 
@@ -292,5 +300,5 @@ def _processes(node: NodeFile) -> list[Process]:
     named = list(record.processes.values()) if record is not None else []
     # A leader's pid that a stranger has now leads a stranger's session.
     leaders = [process.pid for process in named if identify(process.pid) in (process, None)]
-    others = [process for leader in leaders for process in _session_of(leader)]
+    others = [process for leader in leaders for process in _group_of(leader)]
     return list({process.pid: process for process in (*named, *others)}.values())

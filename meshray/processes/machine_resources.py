@@ -52,8 +52,11 @@ def gpus() -> int:
 def object_store_bytes(directory: str, wanted: int | None, *, stores: int = 1) -> int:
     """Return the size of an arena in ``directory``: what is wanted, or a share of memory that ``stores`` divide.
 
-    Raise ClusterStartError when there is no room for it.
+    Raise ValueError when too little is wanted, ClusterStartError when there is no room for it.
     """
+    if wanted is not None and wanted < config.ARENA_BYTES_LEAST:
+        raise ValueError(f"object_store_memory must be at least {size_text(config.ARENA_BYTES_LEAST)} "
+                         f"({config.ARENA_BYTES_LEAST} bytes), not {wanted}")
     status = os.statvfs(directory)
     free = status.f_bavail * status.f_frsize
     if wanted is None:

@@ -31,6 +31,7 @@ from meshray.processes.node_events import (
     ForkWorker,
     KillWorker,
     LinesWritten,
+    LogsRead,
     ServiceExited,
     WatchDriver,
     WorkerExited,
@@ -47,8 +48,8 @@ from meshray.store.events import HolderGone
 from meshray.transport.sockets import route_to
 
 _SCHEDULED = frozenset({
-    messages.DeclareDemand, messages.ReturnLease, messages.WorkerBlocked, messages.WorkerUnblocked, messages.CreateActor,
-    messages.ActorStarted, messages.LeaseLost, *sched.MESSAGES,
+    messages.DeclareDemand, messages.ReturnLease, messages.WorkerBlocked, messages.WorkerUnblocked,
+    messages.CreateActor, messages.ActorStarted, messages.LeaseLost, *sched.MESSAGES,
 })
 """Messages that belong to the local scheduler."""
 
@@ -96,6 +97,7 @@ class NodeMachine:
             WorkerForkFailed: self.sessions.fork_failed,
             WorkerExited: self.sessions.worker_exited,
             DriverExited: self.sessions.driver_exited,
+            LogsRead: self.sessions.logs_read,
             LinesWritten: self._lines_written,
             ServiceExited: lambda event, now_ns: self._ending(self._supervisor.exited(event, now_ns)),
             Undeliverable: self._undeliverable,

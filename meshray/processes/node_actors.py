@@ -120,7 +120,9 @@ class NodeActors:
             if found.error is not None or found.results[0].value is None:
                 return self._node.schedule(event, later_ns)
             row = tables.decode(found.results[0].value, tables.ActorRow)
-            if row.node == self._node.node or row.state == "dead":
+            if row.node == self._node.node:
+                return self._node.schedule(event, later_ns)
+            if row.state == "dead":
                 return []
             return self._node.to_peer(row.node, message)
 

@@ -87,9 +87,10 @@ class Describer:
                 "statistics": node.statistics()})
         if "workers" in rows:
             rows["workers"] += [{**row, "node": settings.node_name,
-                                 "state": "blocked" if row["blocked"] else row["state"]} for row in described["workers"]]
-            rows["workers"] += [{"node": settings.node_name, "worker": member.name, "pid": member.pid, "state": "driver",
-                                 "label": "", "job": member.job}
+                                 "state": "blocked" if row["blocked"] else row["state"]}
+                                for row in described["workers"]]
+            rows["workers"] += [{"node": settings.node_name, "worker": member.name, "pid": member.pid,
+                                 "state": "driver", "label": "", "job": member.job}
                                 for member in node.members.values() if member.kind == "driver"]
         if "demands" in rows:
             rows["demands"] += [{**row, "session": row["owner"], "count": row["missing"], "reason": row["infeasible"],

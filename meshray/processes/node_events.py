@@ -75,3 +75,17 @@ class WatchDriver(msgspec.Struct, frozen=True, gc=False):
     """Effect: report when the process ends (DriverExited). Watching twice is a no-op."""
 
     pid: int
+
+
+class ReadLogs(msgspec.Struct, frozen=True, gc=False):
+    """Effect: read what workers have written up to now (LinesWritten), then report LogsRead."""
+
+    driver: str
+    stop_cluster: bool
+
+
+class LogsRead(msgspec.Struct, frozen=True, gc=False):
+    """Event: what ReadLogs asked for has been told."""
+
+    driver: str
+    stop_cluster: bool

@@ -25,7 +25,16 @@ from meshray.messages.state import StopCluster
 from meshray.node_config import NodeConfig, NodeFile
 from meshray.processes import run_dirs
 from meshray.processes.node import NodeMachine
-from meshray.processes.node_events import DriverExited, ForkWorker, KillWorker, ServiceExited, StartService, WatchDriver
+from meshray.processes.node_events import (
+    DriverExited,
+    ForkWorker,
+    KillWorker,
+    LogsRead,
+    ReadLogs,
+    ServiceExited,
+    StartService,
+    WatchDriver,
+)
 from meshray.processes.service import ZYGOTE
 from meshray.processes.services import Services
 from meshray.processes.worker_logs import WorkerLogs
@@ -62,6 +71,7 @@ class NodeProcess:
             perform={ForkWorker: lambda effect: self._zygote.fork(effect.name),
                      KillWorker: lambda effect: self._zygote.kill(effect.name),
                      StartService: self._start_service, WatchDriver: self._watch_driver,
+                     ReadLogs: lambda effect: [*self._logs.read_all(), LogsRead(effect.driver, effect.stop_cluster)],
                      DigestObject: self._background.submit, PopulateRange: self._background.submit,
                      WriteRange: self._write_range},
             sources={self._zygote.fileno(): self._zygote_events, self._background.fd: self._background.drain})
@@ -101,7 +111,8 @@ class NodeProcess:
         """Write ``node.json``: who we are, and the processes there are now."""
         run_dirs.write_node_file(self.settings.run_dir, NodeFile(
             cluster=self.settings.cluster, node_name=self.settings.node_name, node=self.node, pid=os.getpid(),
-            endpoint=self.peers.endpoint, arena_path=self.settings.arena_path, pids={**self._services.pids(), "node": os.getpid()}))
+            endpoint=self.peers.endpoint, arena_path=self.settings.arena_path,
+            pids={**self._services.pids(), "node": os.getpid()}))
 
     def _tell(self, events: Iterable[Any], now_ns: int) -> None:
         effects: list[Any] = []

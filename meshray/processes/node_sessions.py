@@ -7,22 +7,33 @@
    killed.
 3. When a process ends, every part is told, then the processes that may hold something of it, in this order: leases,
    store, other sessions.
-4. An embedded cluster ends with its driver's process, also when that never registered.
+4. A driver is answered when its job's row is written, so that whoever runs its tasks finds the row.
+5. An embedded cluster ends with its driver's process, also when that never registered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from meshray import config
 from meshray.gcs import tables
+from meshray.gcs.requests import Answered
 from meshray.machine import Received, Send, Stop
 from meshray.messages import objects
 from meshray.messages.gcs import Op
 from meshray.messages.node import Death, Register, Registered, RegisterRefused, Unregistered
-from meshray.processes.node_events import DriverExited, KillWorker, WatchDriver, WorkerExited, WorkerForkFailed
+from meshray.processes.node_events import (
+    DriverExited,
+    KillWorker,
+    LogsRead,
+    ReadLogs,
+    WatchDriver,
+    WorkerExited,
+    WorkerForkFailed,
+)
 from meshray.sched import events as sched_events
 from meshray.store.events import OwnerGone, SessionGone
 from meshray.transport.sockets import name_of, route_to
@@ -47,6 +58,8 @@ class Member(msgspec.Struct):
     """The job whose output this worker writes now."""
     row: tables.JobRow | None = None
     """A driver's row in the job table."""
+    joining: bool = False
+    """The row is not written yet, so the driver has no answer yet."""
 
 
 class NodeSessions:
@@ -85,7 +98,7 @@ class NodeSessions:
         request: Register = event.message
         member = self.members.get(request.name)
         if member is not None:
-            return [self._welcome(member)]
+            return [] if member.joining else [self._welcome(member)]
         if request.kind == "worker" and self._starting.pop(request.name, None) is None:
             return [Send(event.route, RegisterRefused("this node has not started such a worker"))]
         job = self._next_job() if request.kind == "driver" else ""
@@ -93,13 +106,21 @@ class NodeSessions:
         member = Member(request.name, event.route, request.kind, request.pid, request.endpoint, job, namespace,
                         serving=job)
         self.members[request.name] = member
-        effects = [self._welcome(member), *self._node.schedule(sched_events.SessionJoined(
-            request.name, event.route, request.kind, request.pid, request.endpoint, job), now_ns)]
-        if request.kind == "driver":
-            member.row = tables.JobRow(job, request.name, namespace, request.entrypoint, node=self._node.node,
-                                       pid=request.pid, python_path=request.python_path)
-            effects += [WatchDriver(request.pid), *self._write_job(member.row, now_ns)]
-        return effects
+        joined = self._node.schedule(sched_events.SessionJoined(
+            request.name, event.route, request.kind, request.pid, request.endpoint, job), now_ns)
+        if request.kind != "driver":
+            return [self._welcome(member), *joined]
+        member.row = tables.JobRow(job, request.name, namespace, request.entrypoint, node=self._node.node,
+                                   pid=request.pid, python_path=request.python_path)
+        member.joining = True
+        return [*joined, WatchDriver(request.pid), *self._write_job(
+            member.row, now_ns, lambda answer, later_ns: self._job_written(member, answer))]
+
+    def _job_written(self, member: Member, answer: Answered) -> list[Any]:
+        member.joining = False
+        if answer.error is not None:
+            return [Send(member.route, RegisterRefused(f"its job cannot be written: {answer.error.reason}"))]
+        return [self._welcome(member)]
 
     def _next_job(self) -> str:
         self._jobs += 1
@@ -112,8 +133,9 @@ class NodeSessions:
             settings.object_store_bytes, settings.shards, settings.run_dir, settings.cluster, node.total,
             bool(settings.embedded_pid), node.pid))
 
-    def _write_job(self, row: tables.JobRow, now_ns: int) -> list[Any]:
-        return self._node.write([Op(tables.JOB, row.job.encode(), tables.encode(row))], now_ns)
+    def _write_job(self, row: tables.JobRow, now_ns: int,
+                   done: Callable[[Answered, int], list[Any]] | None = None) -> list[Any]:
+        return self._node.write([Op(tables.JOB, row.job.encode(), tables.encode(row))], now_ns, done)
 
     # --- end -----------------------------------------------------------------------------------------------------
 
@@ -121,16 +143,21 @@ class NodeSessions:
         """A session ends of its own will."""
         name = name_of(event.route)
         member = self.members.get(name)
+        if member is not None and member.kind == "driver":
+            return [ReadLogs(name, event.message.stop_cluster)]
         effects: list[Any] = []
-        if member is not None and member.kind == "worker":
+        if member is not None:
             member.leaving = event.message.reason or "left"
             effects += self._node.schedule(sched_events.WorkerLeft(name, member.leaving), now_ns)
-        elif member is not None:
-            effects += self._driver_gone(member, "finished", "finished", now_ns)
-        effects.append(Send(event.route, Unregistered()))
-        if event.message.stop_cluster:
-            effects.append(Stop("its driver shut it down"))
-        return effects
+        return [*effects, Send(event.route, Unregistered())]
+
+    def logs_read(self, event: LogsRead, now_ns: int) -> list[Any]:
+        """A driver that leaves has heard all that its tasks wrote here."""
+        member = self.members.get(event.driver)
+        if member is None:
+            return []
+        effects = [*self._driver_gone(member, "finished", "finished", now_ns), Send(member.route, Unregistered())]
+        return [*effects, Stop("its driver shut it down")] if event.stop_cluster else effects
 
     def worker_exited(self, event: WorkerExited, now_ns: int) -> list[Any]:
         """A worker's process is gone."""

@@ -1,7 +1,7 @@
 """What a node's own services run, and the program that starts one of them again.
 
-*Shell (prctl).* ``runner`` is used by ``boot``, which forks the services at the node's birth. A service that ended later
-is started as ``python -m meshray.processes.service NAME PARENT`` with the NodeConfig on standard input, because a node
+*Shell (prctl).* ``runner`` is used by ``boot``, which forks the services at the node's birth. One that ended later is
+started as ``python -m meshray.processes.service NAME PARENT`` with the NodeConfig on standard input, because a node
 that has threads and a ZeroMQ context cannot fork. The zygote finds its end of the pipe as descriptor ``CONTROL_FD``.
 """
 

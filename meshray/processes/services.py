@@ -4,7 +4,7 @@
 
 1. Every child of the node process is reaped here. Orphans of a zygote that died are adopted, so they are reaped too.
 2. A service is started by spawning a new Python: this process has threads and a ZeroMQ context, so it cannot fork.
-3. The services inherit this process's terminal session, by which ``launch.stop_nodes`` finds them.
+3. The services inherit this process's group, by which ``launch.stop_nodes`` finds them.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from meshray.processes.node_events import LinesWritten
 
 _READ_MAX = 64 * config.KIB
 _LINE_MAX = 16 * config.KIB
+_LOOKS_MAX = 64
 
 
 class WorkerLogs:
@@ -34,6 +35,16 @@ class WorkerLogs:
     def read(self) -> list[LinesWritten]:
         """Return what was written since the last look."""
         return [event for key in list(self._files) for event in self._read(key, final=False)]
+
+    def read_all(self) -> list[LinesWritten]:
+        """Return what was written up to now, also if it takes several looks, but not without end."""
+        events: list[LinesWritten] = []
+        for _ in range(_LOOKS_MAX):
+            found = self.read()
+            if not found:
+                break
+            events += found
+        return events
 
     def _read(self, key: tuple[str, str], *, final: bool) -> list[LinesWritten]:
         data = os.read(self._files[key], _READ_MAX)

@@ -65,10 +65,11 @@ class ActorHost:
                 self.executor.set_gpus(self._gpus)
             cls = self.session.functions.load(spec.class_id, spec.job)
             owner_route = spec.owner.encode()
-            args, kwargs, anchors = self.executor.arguments(owner_route, spec.actor, spec.creation, spec.owner_endpoint)
+            values = self.executor.values
+            args, kwargs, anchors = values.arguments(owner_route, spec.actor, spec.creation, spec.owner_endpoint)
             self.instance = cls(*args, **kwargs)
             del args, kwargs
-            self.executor.keep_borrowed(anchors)
+            values.keep_borrowed(anchors)
             self._prepare()
         except BaseException as problem:
             error = failures.encode_exception(problem, f"{spec.class_name}.__init__", os.getpid(),
@@ -98,6 +99,11 @@ class ActorHost:
     def _run_loop(self) -> None:
         assert self.loop is not None
         self.loop.run()
+
+    @property
+    def callers(self) -> list[bytes]:
+        """The routes of all who have called."""
+        return list(self._seen)
 
     # --- calls (leader) ------------------------------------------------------------------------------------------
 
@@ -168,11 +174,11 @@ class ActorHost:
             if call.args is None and call.arguments is None and call.args_location is None:
                 value = method()
             else:
-                args, kwargs, anchors = self.executor.arguments(route, context.task, call, message.endpoint)
+                args, kwargs, anchors = self.executor.values.arguments(route, context.task, call, message.endpoint)
                 value = method(*args, **kwargs)
                 del args, kwargs
             result = (TaskResult(call.seq) if value is None and call.num_returns == 1
-                      else self.executor.result(route, call.seq, context, value, call.num_returns))
+                      else self.executor.values.result(route, call.seq, context, value, call.num_returns))
             del value
         except BaseException as error:
             result = self.failed(call, error, context)
@@ -202,7 +208,7 @@ class ActorHost:
         executor.events.append((context.name, started_ns, time.monotonic_ns() - started_ns, "actor"))
         executor.executed += 1
         if anchors:
-            executor.keep_borrowed(anchors)
+            executor.values.keep_borrowed(anchors)
         executor.out.append((route, 0, result))
 
     def failed(self, call: CallEntry, error: BaseException, context: TaskContext) -> TaskResult:
@@ -213,8 +219,12 @@ class ActorHost:
                 self.loop.stop()
             return TaskResult(call.seq, None, failures.encode_system(
                 "actor_died", f"actor {self.spec.class_name} left by exit_actor() in {call.method}"))
-        if context.cancelled and self.loop is not None and self.loop.is_cancellation(error):
-            return TaskResult(call.seq, None, failures.encode_system("cancelled", f"{context.name} was cancelled"))
+        if self.loop is not None and self.loop.is_cancellation(error):
+            if context.cancelled:
+                return TaskResult(call.seq, None, failures.encode_system("cancelled", f"{context.name} was cancelled"))
+            if self.executor.leaving:
+                return TaskResult(call.seq, None, failures.encode_system(
+                    "actor_died", f"actor {self.spec.class_name} left while {call.method} ran: {self.executor.leaving}"))
         return self.executor.failure(call.seq, error, context.name, context, call.retry_exceptions)
 
     def method(self, name: str) -> Any:

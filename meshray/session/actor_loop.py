@@ -46,6 +46,7 @@ class EventLoop:
         self._ending = ""
         self._scheduled = False
         self._beat = 0
+        self._over = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
 
@@ -65,6 +66,7 @@ class EventLoop:
             self.loop.call_soon(self._pump)
             self.loop.run_forever()
         finally:
+            self._over = True
             self.loop.remove_reader(descriptor)
             self.loop.remove_reader(driving.wake_fd)
             driving.autonomous = True
@@ -76,6 +78,8 @@ class EventLoop:
             self.loop.close()
 
     def _pump(self) -> None:
+        if self._over:
+            return
         self._beat += 1
         driving = self.session.driving
         while True:
@@ -162,13 +166,13 @@ class EventLoop:
             if call.args is None and call.arguments is None and call.args_location is None:
                 value = method()
             else:
-                args, kwargs, anchors = self.executor.arguments(route, context.task, call, message.endpoint)
+                args, kwargs, anchors = self.executor.values.arguments(route, context.task, call, message.endpoint)
                 value = method(*args, **kwargs)
                 del args, kwargs
             if inspect.isawaitable(value):
                 value = await value
             result = (TaskResult(call.seq) if value is None and call.num_returns == 1
-                      else self.executor.result(route, call.seq, context, value, call.num_returns))
+                      else self.executor.values.result(route, call.seq, context, value, call.num_returns))
             del value
         except BaseException as error:
             result = host.failed(call, error, context)
@@ -193,7 +197,7 @@ class EventLoop:
     def cancel(self, key: tuple[bytes, int]) -> None:
         """Cancel a running coroutine. (leader)"""
         task = self._tasks.get(key)
-        if task is not None:
+        if task is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(task.cancel)
 
     def end(self, reason: str) -> None:
@@ -205,8 +209,9 @@ class EventLoop:
                 self.executor.leave(self._ending)
                 self._pump()
 
-        self.loop.call_soon_threadsafe(check)
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(check)
 
     def stop(self) -> None:
         """Stop after the running callbacks."""
-        self.loop.call_soon_threadsafe(self._pump)
+        self._nudge()

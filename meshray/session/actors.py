@@ -96,7 +96,7 @@ class Actors:
         waiting = len(link.queue)
         if not link.outstanding or waiting % config.BATCH_TASKS_MAX == 0 or link.state == "dead":
             self.fresh.append(link)
-            session.driving.try_step()
+            session.driving.try_hand_out()
         elif waiting == 1:
             self.fresh.append(link)
 

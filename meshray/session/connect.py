@@ -39,7 +39,7 @@ def join(endpoint: str, *, kind: str, namespace: str = "", entrypoint: str = "",
     try:
         registered, early = _register(peers, endpoint, Register(
             name, kind, os.getpid(), peers.endpoint, "", namespace, entrypoint, token,
-            python_path() if kind == "driver" else []))
+            python_path() if kind == "driver" else ()))
         return Session(peers, registered, kind=kind, early=early)
     except BaseException:
         peers.close()

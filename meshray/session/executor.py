@@ -5,8 +5,7 @@
 1. The main thread runs user code; between tasks it leads the session. Results leave in batches, and at once when
    nothing else is queued.
 2. A worker that blocks gives its CPU back to the node and its unstarted tasks back to their owners.
-3. A worker that still refers to a borrowed argument when its task ends registers its hold before it answers.
-4. Cancellation raises KeyboardInterrupt in user code only, never inside a turn of the session.
+3. Cancellation raises KeyboardInterrupt in user code only, never inside a turn of the session.
 
 Source: DESIGN s4.5-8; the hot path is ``run`` and ``_run_task`` (``perf/test_tasks.py``).
 """
@@ -17,18 +16,15 @@ import os
 import signal
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshray import config, failures, serialization
-from meshray.ids import object_id, task_id
-from meshray.messages.node import StartActor, Unregister, WorkerBlocked, WorkerUnblocked
+from meshray.ids import task_id
+from meshray.messages.node import Ping, Pong, StartActor, Unregister, WorkerBlocked, WorkerUnblocked
 from meshray.messages.tasks import (
-    Argument,
     CallActor,
-    CallEntry,
     CancelTask,
     EndActor,
     PushTasks,
@@ -38,21 +34,19 @@ from meshray.messages.tasks import (
     TaskResult,
     TasksFinished,
     TasksRecalled,
-    Value,
 )
-from meshray.object_ref import PENDING, ObjectRef
+from meshray.object_ref import ObjectRef
 from meshray.session import current
 from meshray.session.actor_host import ActorHost
 from meshray.session.context import CURRENT, TaskContext
-from meshray.session.objects import ARGUMENTS_RETURN
-from meshray.session.values import fill
+from meshray.session.task_values import TaskValues
 from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
     from meshray.session.session import Session
 
 _FLUSH_NS = config.MILLISECOND_NS
-_HOLD_TIMEOUT_NS = 30 * config.SECOND_NS
+_SETTLE_NS = config.SECOND_NS
 _MEAN_WEIGHT = 8
 """The exponential average moves by 1/8 of the difference: a few tasks suffice to follow a change."""
 
@@ -66,6 +60,7 @@ class Executor:
         self.out: deque[tuple[bytes, int, TaskResult]] = deque()
         self.jobs: deque[Callable[[], None]] = deque()
         """Work for the main thread other than tasks: becoming an actor, its calls, its end."""
+        self.values = TaskValues(session)
         self.leaving = ""
         self.running: tuple[bytes, int, TaskContext] | None = None
         self.actor: ActorHost | None = None
@@ -75,7 +70,9 @@ class Executor:
         self._lease_function: dict[int, bytes] = {}
         self._calls_left: dict[int, int] = {}
         """By lease, for functions with ``max_calls``."""
-        self._returned: dict[tuple[bytes, int], list[ObjectRef]] = {}
+        self._answered = b""
+        """Who got the last results."""
+        self._retiring = False
         self._blocked = 0
         self._cancel_seq = 0
         self._flushed_ns = 0
@@ -85,7 +82,7 @@ class Executor:
         handlers[PushTasks] = self._on_push
         handlers[RecallTasks] = self._on_recall
         handlers[CancelTask] = self._on_cancel
-        handlers[ReleaseReturns] = self._on_release_returns
+        handlers[ReleaseReturns] = self.values.on_release_returns
         handlers[StartActor] = self._on_start_actor
         handlers[CallActor] = lambda route, message: self._actor().on_call(route, message)
         handlers[EndActor] = lambda route, message: self._actor().on_end(route, message)
@@ -110,7 +107,22 @@ class Executor:
                     driving.until(self._has_work)
                 except KeyboardInterrupt:
                     continue
+        self._settle()
         return self.leaving
+
+    def _settle(self) -> None:
+        """Wait until the callers have the last answers: news of this worker's end travel on another way, and must not
+        overtake them."""
+        waiting = {self._answered} if self.actor is None else set(self.actor.callers)
+        waiting.discard(b"")
+
+        def ask() -> None:
+            self.hand_out()
+            waiting.difference_update([route for route in waiting if not self.session.send(route, Ping(0))])
+
+        self.session._handlers[Pong] = lambda route, message: waiting.discard(route)
+        self.session.call(ask)
+        self.session.driving.until(lambda: not waiting or self.session.closing, time.monotonic_ns() + _SETTLE_NS)
 
     def _has_work(self) -> bool:
         return bool(self.ready or self.jobs or self.leaving)
@@ -129,11 +141,11 @@ class Executor:
             if entry.args is None and entry.arguments is None and entry.args_location is None:
                 value = function()
             else:
-                args, kwargs, anchors = self.arguments(route, context.task, entry, push.endpoint)
+                args, kwargs, anchors = self.values.arguments(route, context.task, entry, push.endpoint)
                 value = function(*args, **kwargs)
                 del args, kwargs
             result = (TaskResult(entry.seq) if value is None and push.num_returns == 1
-                      else self.result(route, entry.seq, context, value, push.num_returns))
+                      else self.values.result(route, entry.seq, context, value, push.num_returns))
             del value
         except BaseException as error:
             result = self.failure(entry.seq, error, push.name, context, push.retry_exceptions)
@@ -149,75 +161,10 @@ class Executor:
         self.events.append((push.name, started_ns, spent_ns, "task"))
         self.executed += 1
         if anchors:
-            self.keep_borrowed(anchors)
+            self.values.keep_borrowed(anchors)
         self.out.append((route, push.lease, result))
 
-    # --- arguments and results -----------------------------------------------------------------------------------
-
-    def arguments(self, route: bytes, task: bytes, entry: TaskEntry | CallEntry, endpoint: str
-                  ) -> tuple[Any, Any, list[ObjectRef]]:
-        """Return (args, kwargs, borrowed references that arrived with them)."""
-        objects = self.session.objects
-        anchors = objects.restore_all(entry.refs) if entry.refs else []
-        slots: dict[int | str, Any] = {}
-        for argument in entry.arguments or ():
-            slots[argument.key] = self._slot(argument, anchors)
-        if entry.args_location is not None:
-            blob = objects.restore(object_id(task, ARGUMENTS_RETURN), name_of(route), endpoint)
-            if blob._state == PENDING:
-                fill(blob, Value(None, entry.args_location), None)
-            anchors.append(blob)
-            args, kwargs = objects.read_arguments(blob, slots)
-        else:
-            args, kwargs = serialization.deserialize_args(entry.args, (), slots)
-        return args, kwargs, anchors
-
-    def _slot(self, argument: Argument, anchors: list[ObjectRef]) -> Any:
-        value = argument.value
-        if argument.is_error:
-            raise failures.DependencyFailed(value.data or b"")
-        objects = self.session.objects
-        if value.refs:
-            anchors += objects.restore_all(value.refs)
-        if argument.ref is None:
-            return None if value.data is None else serialization.deserialize(value.data)
-        ref = objects.restore(argument.ref.object, argument.ref.owner, argument.ref.endpoint)
-        if ref._state == PENDING:
-            fill(ref, value, None)
-        anchors.append(ref)
-        return objects.read(ref)
-
-    def result(self, route: bytes, seq: int, context: TaskContext, value: Any, num_returns: int) -> TaskResult:
-        """Return the encoded return values of a task."""
-        if num_returns == 1:
-            values = [self._value(route, seq, object_id(context.task, 0), value)]
-        elif num_returns == 0:
-            values = []
-        else:
-            try:
-                several = list(value)
-            except TypeError:
-                raise ValueError(f"{context.name} has num_returns={num_returns} but returned one "
-                                 f"{type(value).__name__}: return that many values") from None
-            if len(several) != num_returns:
-                raise ValueError(f"{context.name} has num_returns={num_returns} but returned {len(several)} values")
-            values = [self._value(route, seq, object_id(context.task, index), one)
-                      for index, one in enumerate(several)]
-        return TaskResult(seq, values)
-
-    def _value(self, route: bytes, seq: int, identity: bytes, value: Any) -> Value:
-        if value is None:
-            return Value()
-        serialized = serialization.serialize(value)
-        refs = None
-        if serialized.refs:
-            self._returned.setdefault((route, seq), []).extend(serialized.refs)
-            refs = [self.session.objects.info_of(ref) for ref in serialized.refs]
-        if serialized.size_bytes <= config.INLINE_BYTES_MAX:
-            return Value(serialized.inline(), None, refs)
-        location = self.session.objects.store(serialized)
-        self.session.objects.seal(identity, location, name_of(route))
-        return Value(None, location, refs, identity)
+    # --- failures ----------------------------------------------------------------------------------------------------
 
     def failure(self, seq: int, error: BaseException, name: str, context: TaskContext,
                 retry_exceptions: bytes | None) -> TaskResult:
@@ -237,15 +184,6 @@ class Executor:
         error.__traceback__ = None
         return TaskResult(seq, None, encoded, retryable)
 
-    def keep_borrowed(self, anchors: list[ObjectRef]) -> None:
-        """Register holds for the references of a finished task that user code has kept. Empties ``anchors``."""
-        weak = [weakref.ref(ref) for ref in anchors]
-        anchors.clear()
-        kept = [ref for one in weak if (ref := one()) is not None and ref._owner is not None
-                and not ref._owner.registered]
-        if kept:
-            self.session.objects.hold_now(kept, _HOLD_TIMEOUT_NS)
-
     def set_gpus(self, gpus: list[int] | None) -> None:
         """Show the task exactly the GPUs that its lease holds."""
         self._environment_gpus = gpus
@@ -264,6 +202,7 @@ class Executor:
                 results.append(out.popleft()[2])
             function = self._lease_function.get(lease)
             mean_ns = self._means.get(function, 0) if function is not None else 0
+            self._answered = route
             self.session.send(route, TasksFinished(results, mean_ns, lease))
             if lease in self._calls_left:
                 self._count_calls(lease, len(results))
@@ -323,10 +262,6 @@ class Executor:
         self.ready.extend(reversed(kept))
         seqs.reverse()
         return seqs
-
-    def _on_release_returns(self, route: bytes, message: ReleaseReturns) -> None:
-        for seq in message.seqs:
-            self._returned.pop((route, seq), None)
 
     # --- blocking ------------------------------------------------------------------------------------------------
 
@@ -401,8 +336,18 @@ class Executor:
                     self.ready.remove(item)
                 except ValueError:
                     continue
-        for key in [key for key in self._returned if name_of(key[0]) in gone]:
-            self._returned.pop(key, None)
+        self.values.owners_died(gone)
+
+    def retire(self) -> None:
+        """The node needs this worker no longer: leave once nobody refers to what it owns. (leader)"""
+        self._retiring = True
+        self.tick()
+
+    def tick(self) -> None:
+        """Leave if that was waited for. (leader)"""
+        if self._retiring and not self.session.objects.held and not self.values.pinned and not any(
+                link.creation is not None for link in self.session.actors.links.values()):
+            self.leave("idle")
 
     def leave(self, reason: str) -> None:
         """End the loop after the running task. Any thread."""

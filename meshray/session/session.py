@@ -78,7 +78,7 @@ class Session:
         """Classes with something to push."""
         self.next_seq: Callable[[], int] = itertools.count(1).__next__
         """Numbers for tasks and calls: dense, unique in this session, from any thread."""
-        self.driving = Driving(self._step)
+        self.driving = Driving(self._step, self._hand_out)
         self.tables = ControlTables(self, registered.shards)
         self.outcomes = Outcomes(self)
         self.questions = Questions(self)
@@ -190,6 +190,8 @@ class Session:
         self.submitter.sweep(now_ns)
         self.lineage.flush(now_ns)
         self.actors.recheck(now_ns)
+        if self.executor is not None:
+            self.executor.tick()
         if self.printer is not None and (self.printer.deadline_ns() or now_ns) < now_ns:
             self.printer.tick(now_ns)
         self.tables.tick(now_ns)
@@ -295,7 +297,7 @@ class Session:
         queue.append(task)
         if klass.hungry > 0 or not klass.declared or len(queue) % config.BATCH_TASKS_MAX == 0:
             self.fresh.append(klass)
-            self.driving.try_step() if klass.hungry else self.driving.rouse()
+            self.driving.try_hand_out()
         elif len(queue) == 1:
             self.fresh.append(klass)
 
@@ -305,7 +307,10 @@ class Session:
         self.send(route, node_messages.Pong(message.cookie))
 
     def _on_leave(self, route: Route, message: node_messages.Leave) -> None:
-        self._lose_cluster(message.reason or "the node asked this process to leave")
+        if message.reason == node_messages.NOT_NEEDED and self.executor is not None:
+            self.executor.retire()
+        else:
+            self._lose_cluster(message.reason or "the node asked this process to leave")
 
     def _lose_cluster(self, reason: str) -> None:
         if not self.closing:

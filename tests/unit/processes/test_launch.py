@@ -20,7 +20,7 @@ from meshray.node_config import NodeFile
 from meshray.processes import run_dirs
 given = json.load(sys.stdin)
 run_dir = given["run_dir"]
-facts = {"fds": sorted(os.listdir("/proc/self/fd")), "cwd": os.getcwd(), "session": os.getsid(0),
+facts = {"fds": sorted(os.listdir("/proc/self/fd")), "cwd": os.getcwd(), "session": os.getpgid(0),
          "variable": os.environ.get("PLACE"), "given": given}
 with open(os.path.join(run_dir, "facts.json"), "w") as file:
     json.dump(facts, file)
@@ -76,7 +76,7 @@ def test_node_starts_detached_and_stops(root, boot):
 def test_workers_go_with_their_node(root, boot):
     boot("import subprocess; subprocess.Popen(['sleep', '60'])\n" + HEALTHY)
     node = launch.start_node(small_config())
-    session = launch._session_of(node.pid)
+    session = launch._group_of(node.pid)
     assert len(session) == 1
     launch.stop_node(node, timeout_s=0)
     assert not any(map(is_alive, session))
@@ -85,7 +85,7 @@ def test_workers_go_with_their_node(root, boot):
 def test_workers_go_after_their_node_was_killed(root, boot):
     boot("import subprocess; subprocess.Popen(['sleep', '60'])\n" + HEALTHY)
     node = launch.start_node(small_config())
-    session = launch._session_of(node.pid)
+    session = launch._group_of(node.pid)
     os.kill(node.pid, signal.SIGKILL)
     os.waitpid(node.pid, 0)
     launch.stop_node(node, timeout_s=0)

@@ -1,0 +1,123 @@
+"""What goes into a task that runs here, and what comes out of it.
+
+*Shell (arena).* Runs in workers.
+
+1. A worker that still refers to a borrowed argument when its task ends registers its hold before it answers.
+2. References inside a result are pinned until the owner of the result says that it holds them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from meshray import config, failures, serialization
+from meshray.ids import object_id
+from meshray.messages.tasks import Argument, CallEntry, ReleaseReturns, TaskEntry, TaskResult, Value
+from meshray.object_ref import PENDING, ObjectRef
+from meshray.session.context import TaskContext
+from meshray.session.objects import ARGUMENTS_RETURN
+from meshray.session.values import fill
+from meshray.transport.sockets import name_of
+
+if TYPE_CHECKING:
+    from meshray.session.session import Session
+
+_HOLD_TIMEOUT_NS = 30 * config.SECOND_NS
+
+
+class TaskValues:
+    """Reads arguments and writes results."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._returned: dict[tuple[bytes, int], list[ObjectRef]] = {}
+
+    def arguments(self, route: bytes, task: bytes, entry: TaskEntry | CallEntry, endpoint: str
+                  ) -> tuple[Any, Any, list[ObjectRef]]:
+        """Return (args, kwargs, borrowed references that arrived with them)."""
+        objects = self._session.objects
+        anchors = objects.restore_all(entry.refs) if entry.refs else []
+        slots: dict[int | str, Any] = {}
+        for argument in entry.arguments or ():
+            slots[argument.key] = self._slot(argument, anchors)
+        if entry.args_location is not None:
+            blob = objects.restore(object_id(task, ARGUMENTS_RETURN), name_of(route), endpoint)
+            if blob._state == PENDING:
+                fill(blob, Value(None, entry.args_location), None)
+            anchors.append(blob)
+            args, kwargs = objects.read_arguments(blob, slots)
+        else:
+            args, kwargs = serialization.deserialize_args(entry.args, (), slots)
+        return args, kwargs, anchors
+
+    def _slot(self, argument: Argument, anchors: list[ObjectRef]) -> Any:
+        value = argument.value
+        if argument.is_error:
+            raise failures.DependencyFailed(value.data or b"")
+        objects = self._session.objects
+        if value.refs:
+            anchors += objects.restore_all(value.refs)
+        if argument.ref is None:
+            return None if value.data is None else serialization.deserialize(value.data)
+        ref = objects.restore(argument.ref.object, argument.ref.owner, argument.ref.endpoint)
+        if ref._state == PENDING:
+            fill(ref, value, None)
+        anchors.append(ref)
+        return objects.read(ref)
+
+    def result(self, route: bytes, seq: int, context: TaskContext, value: Any, num_returns: int) -> TaskResult:
+        """Return the encoded return values of a task."""
+        if num_returns == 1:
+            values = [self._value(route, seq, object_id(context.task, 0), value)]
+        elif num_returns == 0:
+            values = []
+        else:
+            try:
+                several = list(value)
+            except TypeError:
+                raise ValueError(f"{context.name} has num_returns={num_returns} but returned one "
+                                 f"{type(value).__name__}: return that many values") from None
+            if len(several) != num_returns:
+                raise ValueError(f"{context.name} has num_returns={num_returns} but returned {len(several)} values")
+            values = [self._value(route, seq, object_id(context.task, index), one)
+                      for index, one in enumerate(several)]
+        return TaskResult(seq, values)
+
+    def _value(self, route: bytes, seq: int, identity: bytes, value: Any) -> Value:
+        if value is None:
+            return Value()
+        serialized = serialization.serialize(value)
+        refs = None
+        if serialized.refs:
+            self._returned.setdefault((route, seq), []).extend(serialized.refs)
+            refs = [self._session.objects.info_of(ref) for ref in serialized.refs]
+        if serialized.size_bytes <= config.INLINE_BYTES_MAX:
+            return Value(serialized.inline(), None, refs)
+        location = self._session.objects.store(serialized)
+        self._session.objects.seal(identity, location, name_of(route))
+        return Value(None, location, refs, identity)
+
+    def keep_borrowed(self, anchors: list[ObjectRef]) -> None:
+        """Register holds for the references of a finished task that user code has kept. Empties ``anchors``."""
+        weak = [weakref.ref(ref) for ref in anchors]
+        anchors.clear()
+        kept = [ref for one in weak if (ref := one()) is not None and ref._owner is not None
+                and not ref._owner.registered]
+        if kept:
+            self._session.objects.hold_now(kept, _HOLD_TIMEOUT_NS)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether references inside results wait for their owner to hold them."""
+        return bool(self._returned)
+
+    def on_release_returns(self, route: bytes, message: ReleaseReturns) -> None:
+        """The owner holds what these results refer to. (leader)"""
+        for seq in message.seqs:
+            self._returned.pop((route, seq), None)
+
+    def owners_died(self, gone: set[str]) -> None:
+        """Let go of what was pinned for dead owners. (leader)"""
+        for key in [key for key in self._returned if name_of(key[0]) in gone]:
+            self._returned.pop(key, None)
