@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import meshray
 
-HIDDEN, SIGMA, LEARNING_RATE, MOMENTUM = 16, 0.1, 0.3, 0.8
+HIDDEN, SIGMA, LEARNING_RATE, MOMENTUM = 16, 0.1, 0.04, 0.8
 WEIGHTS = 6 * HIDDEN + 1  # 4 inputs and a bias for each hidden unit, one output with its bias
 SCALE = np.array([2.4, 2.0, 0.21, 2.0])  # what a large observation is
 EPISODES, GENERATIONS_MAX = 20, 100
@@ -80,14 +80,13 @@ def train(seed: int, pairs: int, target: float) -> tuple[list[float], list[tuple
             if len(running) == pairs // 2:
                 cpus, idle = meshray.cluster_resources()["CPU"], meshray.available_resources().get("CPU", 0.0)
         weights = policy.improve.remote(offsets, returns)  # a reference: the next rollouts can start from it at once
-        tasks += pairs + 1
+        scores = meshray.get([evaluate.remote(weights, 10**6 + i) for i in range(EPISODES)])
+        tasks += pairs + EPISODES + 1
         training.append(float(returns.mean()))
+        evaluation.append((len(training), float(np.mean(scores))))
         rate, megabytes = tasks / (time.perf_counter() - began), tasks * (table.nbytes + 8 * WEIGHTS) / 1e6
-        print(f"generation {len(training):3}   return {training[-1]:5.1f}   {rate:5.0f} tasks/s   "
+        print(f"generation {len(training):3}   return {evaluation[-1][1]:5.1f}   {rate:5.0f} tasks/s   "
               f"{megabytes:6.0f} MB passed to tasks   {cpus - idle:.0f} of {cpus:.0f} workers busy", flush=True)
-        if training[-1] >= 0.8 * target or len(training) % 5 == 0:
-            scores = meshray.get([evaluate.remote(weights, 10**6 + i) for i in range(EPISODES)])
-            evaluation.append((len(training), float(np.mean(scores))))
     return training, evaluation
 
 
@@ -95,7 +94,7 @@ def draw(training: list[float], evaluation: list[tuple[int, float]], path: Path)
     """Write the learning curve as a picture."""
     axes = Figure(figsize=(7, 4)).subplots()
     axes.plot(range(1, len(training) + 1), training, label="rollouts with noise")
-    axes.plot(*zip(*evaluation, strict=True), "o", label=f"policy, {EPISODES} episodes")
+    axes.plot(*zip(*evaluation, strict=True), "o-", label=f"policy, {EPISODES} episodes")
     axes.set(xlabel="generation", ylabel="average return", title="CartPole-v1, evolution strategies", ylim=(0, 530))
     axes.legend(loc="upper left")
     axes.figure.savefig(path)

@@ -138,10 +138,12 @@ class LeaseLost(Message, tag=37):
 
 
 class DemandStuck(Message, tag=38):
-    """node -> session. No node can ever satisfy this class; ``reason`` names the resource and what there is."""
+    """node -> session. No node that there is can satisfy this class; ``reason`` names the resource and what there is;
+    empty: one can again. ``final``: the one node that may run it has gone, so it will not run."""
 
     klass: int
     reason: str
+    final: bool = False
 
 
 class WorkerBlocked(Message, tag=39):

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
-
 from typing import Any
 
 import msgspec
@@ -172,8 +171,9 @@ def _spawn(node: NodeConfig) -> tuple[int, int]:
                 (os.POSIX_SPAWN_DUP2, sources[1], _READY_FD),
             ]
             with contextlib.nullcontext() if node.embedded_pid else contextlib.chdir("/"):
-                pid = os.posix_spawn(sys.executable, _BOOT, _environment(node), file_actions=actions, **_detachment(node),
-                                     setsigmask=(), setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD))
+                pid = os.posix_spawn(sys.executable, _BOOT, _environment(node), file_actions=actions,
+                                     setsigmask=(), setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD),
+                                     **_detachment(node))
         finally:
             for fd in sources:
                 os.close(fd)
@@ -187,8 +187,9 @@ def _spawn(node: NodeConfig) -> tuple[int, int]:
 
 
 def _detachment(node: NodeConfig) -> dict[str, Any]:
-    """An embedded node is a process group in its driver's session: the kernel's autogroup scheduling treats two sessions
-    as rivals, which doubled the round trip between driver and worker here (55 to 92 us). Any other leads a session."""
+    """An embedded node is a process group in its driver's session: the kernel's autogroup scheduling treats two
+    sessions as rivals, which doubled the round trip between driver and worker here (55 to 92 us). Any other leads a
+    session."""
     return {"setpgroup": 0} if node.embedded_pid else {"setsid": True}
 
 

@@ -79,7 +79,7 @@ class ZygoteLink:
             try:
                 packet = self._control.recv(_PACKET_MAX)
             except ConnectionResetError:
-                packet = b""
+                continue  # it died with orders unread: what it said before that comes next, then the end
             events += self._lost() if not packet else self._fact(json.loads(packet))
         return events
 

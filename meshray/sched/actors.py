@@ -50,6 +50,7 @@ class Actor(msgspec.Struct, eq=False):
     restarts: int = 0
     worker: Worker | None = None
     stuck: str = ""
+    stuck_ns: int = 0
 
     @property
     def restarts_left(self) -> int:
@@ -198,6 +199,10 @@ class Actors:
                 self._remember(identity)
                 self._context.emit(ActorStateChanged(spec, DEAD, 0, death=Death(
                     "", 0, node, reason=f"node {node} is gone")))
+
+    def unschedulable(self, actor: Actor, reason: str) -> None:
+        """The one node where the actor may live has gone."""
+        self._end(actor, self._death(actor, f"unschedulable: {reason}"))
 
     def _end(self, actor: Actor, death: Death, error: bytes | None = None) -> None:
         del self.actors[actor.spec.actor]

@@ -73,6 +73,7 @@ class Claim(msgspec.Struct, eq=False):
     quota: int = 0
     """Leases that a global scheduler placed here; only these run here when the strategy is spread."""
     stuck: str = ""
+    stuck_ns: int = 0
 
     @property
     def held(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from meshray import config
-from meshray.messages.node import Death, Demand, DemandStuck, LeaseGranted, LeaseLost, LeaseReclaimed
+from meshray.messages.node import Death, Demand, DemandStuck, LeaseGranted, LeaseLost, LeaseReclaimed, Strategy
 from meshray.messages.sched import (
     DemandPlaced,
     PlaceDemand,
@@ -191,8 +191,11 @@ class Spill:
         actor = self._actors.actors.get(key)
         if actor is None or not actor.waits:
             return
+        if reason and actor.stuck == reason and self._is_final(actor.spec.strategy, actor.stuck_ns):
+            self._actors.unschedulable(actor, reason)
+            return
         if actor.stuck != reason:
-            actor.stuck = reason
+            actor.stuck, actor.stuck_ns = reason, self._context.now_ns
             if reason and not actor.hops:
                 self._context.emit(Warn(actor.route, f"actor {actor.spec.class_name} cannot be placed and stays "
                                                      f"pending: {reason}"))
@@ -204,8 +207,17 @@ class Spill:
 
     def _stuck(self, claim: Claim, reason: str) -> None:
         if claim.stuck != reason:
-            claim.stuck = reason
+            claim.stuck, claim.stuck_ns = reason, self._context.now_ns
             self._context.send(claim.owner.route, DemandStuck(claim.klass, reason))
+        elif reason and self._is_final(claim.strategy, claim.stuck_ns):
+            self._context.send(claim.owner.route, DemandStuck(claim.klass, reason, True))
+
+    def _is_final(self, strategy: Strategy, since_ns: int) -> bool:
+        """Whether the one node that is allowed has been missing so long that it will not be heard of again."""
+        context = self._context
+        known = [(context.node, context.name), *((load.node, load.name) for load in context.view.values())]
+        return (strategy.kind == "node" and not strategy.soft and context.now_ns - since_ns >= config.SUSPICION_NS
+                and not any(policy.is_here(strategy, node, name) for node, name in known))
 
     def cluster_changed(self) -> None:
         """Nodes came or grew: ask again for what no node could satisfy."""

@@ -73,6 +73,8 @@ class Session:
         self.restore_signals: Callable[[], object] | None = None
         self._peers = peers
         self._early = early
+        self._spin_credit = config.SPIN_CREDIT_MAX
+        self._spin_skipped = 0
         self._calls: deque[Callable[[], None]] = deque()
         self.fresh: deque[SchedulingClass] = deque()
         """Classes with something to push."""
@@ -107,7 +109,7 @@ class Session:
             node_messages.LeaseGranted: lambda route, message: submitter.granted(message),
             node_messages.LeaseReclaimed: lambda route, message: submitter.reclaimed(message),
             node_messages.LeaseLost: lambda route, message: submitter.lost(message),
-            node_messages.DemandStuck: lambda route, message: submitter.stuck(message.klass, message.reason),
+            node_messages.DemandStuck: lambda route, message: submitter.stuck(message),
             node_messages.ActorChanged: lambda route, message: actors.changed(message),
             node_messages.Leave: self._on_leave,
             node_messages.Ping: self._on_ping,
@@ -153,7 +155,7 @@ class Session:
         self._hand_out()
         ready = False
         if timeout_ms and not self.fresh and not self._calls and not self._early:
-            ready = self._peers.wait(min(timeout_ms, self.until_deadline_ms()))
+            ready = self._spin() or self._peers.wait(min(timeout_ms, self.until_deadline_ms()))
         self.driving.drain_wakes()
         self.now_ns = time.monotonic_ns()
         arrived = self._peers.receive(_RECEIVE_MAX, ready=ready)
@@ -171,6 +173,22 @@ class Session:
         if self.now_ns >= self._next_flush_ns:
             self._flush()
         self._hand_out()
+
+    def _spin(self) -> bool:
+        """Look for input for a little while, if that has paid lately; True if there is some."""
+        if self._spin_credit <= 0:
+            self._spin_skipped += 1
+            if self._spin_skipped < config.SPIN_RETRY_WAITS:
+                return False
+            self._spin_skipped = 0
+        clock, has_input = time.monotonic_ns, self._peers.has_input
+        end_ns = clock() + config.SPIN_NS
+        while clock() < end_ns:
+            if has_input():
+                self._spin_credit = min(config.SPIN_CREDIT_MAX, self._spin_credit + 1)
+                return True
+        self._spin_credit -= 1
+        return False
 
     def _hand_out(self) -> None:
         while self._calls:

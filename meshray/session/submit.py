@@ -5,6 +5,8 @@
 
 1. A task is pushed to a worker only under a lease, and to one worker at a time.
 2. A worker gets as many tasks as it can run in ``PIPELINE_NS``, at least one; it is refilled when half of that is left.
+   A task that is tried again starts alone, so that a second death of its worker is rightly its own; and tasks that
+   must not run twice are pushed one by one, because what a dying worker had finished but not sent would.
 3. A lease with nothing outstanding is fed at once; otherwise tasks gather into batches of ``BATCH_TASKS_MAX``.
 4. Tasks that wait at a worker behind a longer one than expected are recalled when another worker is free, and such a
    worker gets no more until it answers.
@@ -17,8 +19,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshray import config
-from meshray.messages.node import DeclareDemand, Demand, LeaseGranted, LeaseLost, LeaseReclaimed, ReturnLease
+from meshray import config, failures
+from meshray.messages.node import (
+    DeclareDemand,
+    Demand,
+    DemandStuck,
+    LeaseGranted,
+    LeaseLost,
+    LeaseReclaimed,
+    ReturnLease,
+)
 from meshray.messages.tasks import CancelTask, PushTasks, RecallTasks, TaskEntry, TasksRecalled
 from meshray.session.records import PUSHED, QUEUED, Lease, SchedulingClass, Task
 
@@ -46,7 +56,7 @@ class Submitter:
 
     def depth(self, klass: SchedulingClass) -> int:
         """Return how many tasks may be outstanding at one worker."""
-        if not klass.mean_ns:
+        if not klass.mean_ns or not klass.max_retries:
             return 1
         return max(1, min(config.PIPELINE_TASKS_MAX, config.PIPELINE_NS // klass.mean_ns))
 
@@ -78,11 +88,15 @@ class Submitter:
                 if task.state != QUEUED:
                     queue.popleft()
                     continue
+                if task.attempt and (batch or lease.outstanding):
+                    break
                 if first is None:
                     first = task
-                elif task.prefix != first.prefix or task.attempt != first.attempt:
+                elif task.prefix != first.prefix:
                     break
                 batch.append(queue.popleft())
+                if task.attempt:
+                    room = 0
             if first is None:
                 return
             room -= len(batch)
@@ -187,10 +201,20 @@ class Submitter:
             self._session.outcomes.task_lost(task, message.death, started=position == 0)
         self.pump(klass)
 
-    def stuck(self, klass_number: int, reason: str) -> None:
-        """No node can run this class now: tell the user, keep waiting."""
-        klass = self.classes.get(klass_number)
-        if klass is not None and klass.stuck != reason:
+    def stuck(self, message: DemandStuck) -> None:
+        """No node can run this class now: tell the user and keep waiting, unless that is final."""
+        klass, reason = self.classes.get(message.klass), message.reason
+        if klass is None:
+            return
+        if message.final:
+            error = failures.encode_system("unschedulable", f"{klass.name} cannot be scheduled: {reason}")
+            tasks = [task for task in klass.queue if task.state == QUEUED]
+            klass.queue.clear()
+            for task in tasks:
+                self._session.outcomes.pending.pop(task.seq, None)
+                self._session.outcomes.fail(task, error)
+            self.pump(klass)
+        elif klass.stuck != reason:
             klass.stuck = reason
             if reason:
                 self._session.warn(f"{klass.name} cannot be scheduled and stays pending: {reason}")

@@ -75,6 +75,7 @@ class Peers:
             self.close()
             raise
         self._interest: list[tuple[Any, int]] = [(self._socket, zmq.POLLIN)]
+        self._only = self._interest[:1]
         self._fd = int(self._socket.getsockopt(zmq.FD))
 
     def _open(self, name: str) -> zmq.Socket[bytes]:
@@ -161,7 +162,7 @@ class Peers:
         Frame, which knows whether more follow, costs 5 us a message; asking for EVENTS and RCVMORE costs 12.
         """
         recv: Any = self._socket.recv
-        only = self._interest[:1]
+        only = self._only
         messages: list[list[bytes]] = []
         while len(messages) < count_max and (ready or zmq_poll(only, 0)):
             ready = False
@@ -185,7 +186,7 @@ class Peers:
 
     def has_input(self) -> bool:
         """Whether a message waits."""
-        return bool(zmq_poll(self._interest[:1], 0))
+        return bool(zmq_poll(self._only, 0))
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket, giving unsent messages ``linger_ms``, and remove the ipc path."""

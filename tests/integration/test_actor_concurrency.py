@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 
@@ -260,3 +261,39 @@ def test_async_concurrency_groups(tmp_path):
     assert meshray.get(actor.wide.remote()) == "wide"
     meshray.get(refs)
     assert [line.split()[0] for line in journal.lines()] == ["in", "out"] * 5
+
+
+def test_blocking_get_inside_async_methods():
+    @meshray.remote
+    class Blocks:
+        async def in_the_loop(self, i):
+            return meshray.get(echo.remote(i))
+
+        async def in_a_thread(self, i):
+            return await asyncio.get_running_loop().run_in_executor(None, lambda: meshray.get(echo.remote(i)))
+
+    actor = Blocks.remote()
+    refs = [method.remote(i) for i in range(10) for method in (actor.in_the_loop, actor.in_a_thread)]
+    assert meshray.get(refs, timeout=30) == [i for i in range(10) for _ in range(2)]
+
+
+def test_async_actor_calls_itself():
+    @meshray.remote
+    class Self:
+        async def value(self, x):
+            return x
+
+        async def total(self, me, n):
+            return sum(await asyncio.gather(*[me.value.remote(i) for i in range(n)]))
+
+    actor = Self.remote()
+    assert meshray.get(actor.total.remote(actor, 50), timeout=30) == sum(range(50))
+
+
+def test_only_async_actors_import_asyncio():
+    @meshray.remote
+    class Plain:
+        def has_asyncio(self):
+            return "asyncio" in sys.modules
+
+    assert meshray.get(Plain.remote().has_asyncio.remote()) is False

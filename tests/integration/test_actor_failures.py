@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 
@@ -295,3 +296,57 @@ def test_death_of_a_creator_ends_its_actors(tmp_path):
     parent.die.remote()
     (child,) = journal.wait_for(1)
     wait_gone(int(child))
+
+
+def test_restarted_actor_makes_new_children():
+    @meshray.remote(max_restarts=1, max_task_retries=1)
+    class Parent:
+        def __init__(self):
+            self.child = Fragile.remote()
+
+        def child_pid(self):
+            return meshray.get(self.child.pid.remote())
+
+        @meshray.method(max_task_retries=0)
+        def die(self):
+            os._exit(1)
+
+    parent = Parent.remote()
+    first = meshray.get(parent.child_pid.remote(), timeout=30)
+    parent.die.remote()
+    assert meshray.get(parent.child_pid.remote(), timeout=30) != first
+    wait_gone(first)
+
+
+def test_kill_of_an_actor_that_waits_for_its_place():
+    greedy = Fragile.options(num_cpus=2).remote()
+    meshray.get(greedy.call.remote(), timeout=30)
+    waiting = Fragile.options(num_cpus=2).remote()
+    call = waiting.call.remote()
+    meshray.kill(waiting)
+    with pytest.raises(meshray.exceptions.ActorDiedError):
+        meshray.get(call, timeout=30)
+
+
+def test_exit_of_an_async_actor_ends_its_other_calls():
+    @meshray.remote
+    class Leaves:
+        def __init__(self):
+            self.inside = 0
+
+        async def wait(self):
+            self.inside += 1
+            await asyncio.Event().wait()
+
+        async def count(self):
+            return self.inside
+
+        async def leave(self):
+            meshray.actor.exit_actor()
+
+    actor = Leaves.remote()
+    waiting = actor.wait.remote()
+    wait_until(lambda: meshray.get(actor.count.remote(), timeout=30))
+    actor.leave.remote()
+    with pytest.raises(meshray.exceptions.ActorDiedError):
+        meshray.get(waiting, timeout=30)

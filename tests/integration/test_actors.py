@@ -350,3 +350,28 @@ def test_class_defined_again():
 def test_many_actors_created_and_called():
     actors = [Counter.remote(i) for i in range(12)]
     assert meshray.get([actor.add.remote() for actor in actors]) == [i + 1 for i in range(12)]
+
+
+def test_results_of_the_last_calls_arrive_before_the_end():
+    for i in range(20):
+        assert meshray.get(Counter.remote(i).add.remote(), timeout=30) == i + 1
+
+
+def test_max_pending_calls(tmp_path):
+    gate = Gate(tmp_path / "gate")
+
+    @meshray.remote(max_pending_calls=2)
+    class Slow:
+        def wait(self):
+            gate.wait()
+            return "done"
+
+    name = f"slow-{uuid.uuid4().hex}"
+    slow = Slow.options(name=name).remote()
+    refs = [slow.wait.remote() for _ in range(2)]
+    for handle in (slow, meshray.get_actor(name)):
+        with pytest.raises(meshray.exceptions.PendingCallsLimitExceeded, match="max_pending_calls"):
+            handle.wait.remote()
+    gate.open()
+    assert meshray.get(refs, timeout=30) == ["done"] * 2
+    assert meshray.get(slow.wait.remote(), timeout=30) == "done"

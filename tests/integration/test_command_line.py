@@ -122,6 +122,35 @@ def test_killed_program_leaves_the_cluster_usable(two_nodes, tmp_path):
     wait_until(lambda: meshray.available_resources().get("left") == 4, 15)
 
 
+def test_workers_find_the_modules_beside_a_joined_program(two_nodes, tmp_path):
+    module = "class Thing:\n    value = 7\n\ndef value_of(thing):\n    return thing.value\n"
+    (tmp_path / "neighbour.py").write_text(module)
+    output = run_script("""
+        import meshray, neighbour
+
+        meshray.init(address="auto")
+        value_of = meshray.remote(neighbour.value_of)
+        for side in ("left", "right"):
+            print(side, meshray.get(value_of.options(resources={side: 1}).remote(neighbour.Thing())))
+        print("actor", meshray.get(meshray.remote(neighbour.Thing).remote().__ray_ready__.remote()))
+        """, tmp_path)
+    assert "left 7" in output
+    assert "right 7" in output
+    assert "actor" in output
+
+
+def test_labels_of_the_cluster_file_are_shown(root, tmp_path):
+    file = tmp_path / "labelled.yaml"
+    file.write_text("cluster_name: labelled\nnodes:\n  - {num_cpus: 1, labels: {zone: east}}\n")
+    command_line("up", str(file))
+    try:
+        meshray.init(address="auto")
+        assert [row["Labels"] for row in meshray.nodes()] == [{"zone": "east"}]
+        meshray.shutdown()
+    finally:
+        command_line("down", str(file))
+
+
 def test_down_while_a_driver_is_joined(two_nodes):
     ref = meshray.remote(lambda: signal.pause()).remote()
     two_nodes.down()

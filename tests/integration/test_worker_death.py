@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections import Counter
 
 import pytest
 
 import meshray
+from meshray.session import current
 
-from .support import Gate, Journal
+from .support import Gate, Journal, is_alive, wait_gone, wait_until
 
 pytestmark = pytest.mark.usefixtures("meshray_local")
 
@@ -185,3 +188,46 @@ def test_interpreter_goes_on_after_a_task_that_changed_signals():
 
     assert meshray.get(ignores.remote()) == "ignored"
     assert meshray.get([identity.remote(i) for i in range(10)]) == list(range(10))
+
+
+@pytest.mark.parametrize("max_calls", [1, 3])
+def test_worker_ends_after_max_calls(max_calls):
+    @meshray.remote(max_calls=max_calls, max_retries=0)
+    def pid():
+        return os.getpid()
+
+    counts = Counter(meshray.get([pid.remote() for _ in range(12)], timeout=50))
+    assert max(counts.values()) <= max_calls
+    wait_until(lambda: not any(is_alive(one) for one, count in counts.items() if count == max_calls))
+
+
+def test_worker_that_is_not_needed_stays_while_it_owns_what_others_hold(tmp_path):
+    gate, journal = Gate(tmp_path / "gate"), Journal(tmp_path / "told")
+
+    @meshray.remote(max_retries=0)
+    def owner():
+        session = current.session()
+
+        def retire():
+            session.executor.retire()
+            journal.write("told")
+
+        def tell():
+            gate.wait()
+            session.call(retire)
+
+        threading.Thread(target=tell, daemon=True).start()
+        return os.getpid(), identity.remote("inner")
+
+    @meshray.remote
+    def read(refs):
+        return meshray.get(refs[0])
+
+    pid, inner = meshray.get(owner.remote())
+    assert meshray.get(read.remote([inner]), timeout=30) == "inner"
+    gate.open()
+    journal.wait_for(1)
+    assert meshray.get([read.remote([inner]) for _ in range(10)], timeout=30) == ["inner"] * 10
+    assert is_alive(pid)
+    del inner
+    wait_gone(pid)

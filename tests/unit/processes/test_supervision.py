@@ -1,0 +1,46 @@
+"""When services start again, and when their node gives up."""
+
+from __future__ import annotations
+
+from meshray import config
+from meshray.machine import Stop
+from meshray.processes.node_events import ServiceExited, StartService
+from meshray.processes.supervision import PAUSE_NS, RESTART_WINDOW_NS, RESTARTS_MAX, Supervisor
+
+
+def ended(name="shard-0-0"):
+    return ServiceExited(name, "pid 7 was ended by SIGKILL")
+
+
+def test_the_first_end_is_mended_at_once():
+    supervisor = Supervisor()
+    assert supervisor.exited(ended(), 5) == [StartService("shard-0-0")]
+    assert supervisor.deadline_ns() is None
+
+
+def test_pauses_double_for_each_service_of_its_own():
+    supervisor = Supervisor()
+    supervisor.exited(ended(), 0)
+    for end, pause_ns in enumerate((PAUSE_NS, 2 * PAUSE_NS, 4 * PAUSE_NS)):
+        now_ns = (end + 1) * config.SECOND_NS
+        assert supervisor.exited(ended(), now_ns) == []
+        assert supervisor.deadline_ns() == now_ns + pause_ns
+        assert supervisor.tick(now_ns + pause_ns - 1) == []
+        assert supervisor.tick(now_ns + pause_ns) == [StartService("shard-0-0")]
+    assert supervisor.exited(ended("zygote"), 5 * config.SECOND_NS) == [StartService("zygote")]
+
+
+def test_too_many_ends_stop_the_node_and_name_the_last():
+    supervisor = Supervisor()
+    for end in range(RESTARTS_MAX):
+        assert not any(type(effect) is Stop for effect in supervisor.exited(ended(), end * config.SECOND_NS))
+    [stop] = supervisor.exited(ended("scheduler-0"), RESTARTS_MAX * config.SECOND_NS)
+    assert isinstance(stop, Stop)
+    assert stop.reason == "6 services ended within 60 s, scheduler-0 the last: pid 7 was ended by SIGKILL"
+
+
+def test_ends_are_forgotten_after_the_window():
+    supervisor = Supervisor()
+    for end in range(3 * RESTARTS_MAX):
+        now_ns = end * (RESTART_WINDOW_NS + 1)
+        assert supervisor.exited(ended(), now_ns) == [StartService("shard-0-0")]
