@@ -90,7 +90,7 @@ _WITHOUT_EFFECT = frozenset({
     "include_dashboard", "dashboard_host", "dashboard_port", "configure_logging", "logging_format", "labels",
     "log_to_driver_verbosity", "_temp_dir", "_system_config", "_node_ip_address", "_metrics_export_port", "_memory",
 })
-"""Arguments of Ray's ``init`` that ask for what meshray does not have, and does not need in order to run the program."""
+"""Arguments of Ray's ``init`` that ask for what meshray does not have and does not need to run the program."""
 
 
 def _check_ignored(ignored: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ class CallShape(msgspec.Struct, frozen=True):
 
 
 def shape_of(function: Callable[..., Any], *, bound: bool = False) -> CallShape:
-    """Return the shape of ``function``; ``bound`` leaves its first parameter out. What has no signature takes anything."""
+    """Return the shape of ``function``; ``bound`` leaves its first parameter out. Without signature anything fits."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):

@@ -27,7 +27,7 @@ HANDSHAKE_TIMEOUT_NS = 10 * SECOND_NS
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 INLINE_BYTES_MAX = 100 * KIB
-"""Values up to this size travel inside messages; larger ones go to the arena (as in Ray, so that programs behave alike)."""
+"""Values up to this size travel inside messages; larger ones go to the arena (as in Ray: programs behave alike)."""
 
 PIPELINE_NS = 2 * MILLISECOND_NS
 """Work that may wait at one leased worker: enough to hide a round trip, too little to sit behind."""
@@ -125,7 +125,7 @@ ALIGN_BYTES = 64
 """Objects and buffers start on cache lines."""
 
 PAGE_BYTES = 4 * KIB
-"""Page of the machine."""
+"""Page of the machine: large objects and buffers start on multiples of it."""
 
 PAGED_BYTES = 256 * KIB
 """Objects and buffers of at least this size start on pages. Large arrays lie 16 or 64 bytes behind a page, and a copy

@@ -110,11 +110,11 @@ def submit(session: Session, klass: SchedulingClass, args: tuple[Any, ...], kwar
 
 
 def attach_arguments(session: Session, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], of: Any) -> None:
-    """Serialize the arguments of ``task``: inline, or as a stored blob when they are large. ``of`` is called with them."""
+    """Serialize the arguments of ``task``: inline, or as a stored blob if large. ``of`` is called with them."""
     data, buffers, slots, refs = serialization.serialize_args(args, kwargs, of=of)
     if refs:
         task.pins = list(refs)
-        task.refs = [session.objects.info_of(ref) for ref in refs]
+        task.refs = [session.references.info_of(ref) for ref in refs]
     if slots:
         task.slots = slots
         task.waits_for = sum(1 for _, ref in slots if ref._state == PENDING)
@@ -129,4 +129,4 @@ def attach_arguments(session: Session, task: Task, args: tuple[Any, ...], kwargs
     else:
         blob = session.objects.blob(task, packed)
         task.pins = [*(task.pins or ()), blob]
-        task.blob = session.objects.value_of(blob)
+        task.blob = session.references.value_of(blob)

@@ -56,7 +56,7 @@ class ClusterStopping(Message, tag=174):
 
 
 class LogLines(Message, tag=175):
-    """node -> driver, or node -> the node of the driver. Lines that a worker wrote for ``job``. ``stream``: out or err."""
+    """node -> driver, or node -> the node of the driver. Lines a worker wrote for ``job``. ``stream``: out or err."""
 
     name: str
     pid: int

@@ -3,13 +3,14 @@
 *Shell (processes, files).* Runs in the command line and in tests.
 
 1. A cluster that did not start as a whole is taken down as a whole, also after Ctrl-C.
-2. ``cluster.json`` is written last: a cluster that has it was healthy.
+2. ``cluster.json`` is written last: a cluster that has it was healthy, and each of its nodes knew all others.
 3. The first node is the head: it hosts the control store's shards and the global schedulers.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -17,13 +18,17 @@ import msgspec
 
 from meshray import config
 from meshray.cluster_config import ClusterConfig
+from meshray.errors import ClusterStartError
 from meshray.messages.node import Shard
-from meshray.node_config import ClusterFile, NodeConfig
+from meshray.node_config import ClusterFile, NodeConfig, NodeFile
 from meshray.processes import run_dirs
 from meshray.processes.launch import Launch, node_resources, stop_nodes
 
 State = Literal["absent", "running", "differs", "broken"]
 Report = Callable[[str], None]
+
+_ACQUAINTED_NS = 10 * config.SECOND_NS
+_LOOK_S = 0.02
 
 
 def state_of(cluster: ClusterConfig) -> tuple[State, list[str]]:
@@ -52,6 +57,7 @@ def start_cluster(cluster: ClusterConfig, report: Report) -> ClusterFile:
         for plan in plans:
             launches.append(Launch(plan))
         started = [launch.wait() for launch in launches]
+        _wait_acquainted(started)
         for plan, node in zip(plans, started, strict=True):
             report(f"node {node.node_name}: {_amounts(plan)}, pid {node.pid}")
         file = ClusterFile(cluster=name, address=started[0].endpoint, configuration=_canonical(cluster),
@@ -63,6 +69,22 @@ def start_cluster(cluster: ClusterConfig, report: Report) -> ClusterFile:
         stop_cluster(name, reason="the cluster did not start")
         raise
     return file
+
+
+def _wait_acquainted(nodes: list[NodeFile]) -> None:
+    """Wait until each node knows all others, so that the first program finds the whole cluster."""
+    if len(nodes) == 1:
+        return
+    from meshray.processes.tool import NodeClient  # brings ZeroMQ, which the start of the nodes must not wait for
+
+    deadline_ns = time.monotonic_ns() + _ACQUAINTED_NS
+    for node in nodes:
+        with NodeClient(node.endpoint) as client:
+            while (count := len(client.describe(["nodes"])["nodes"])) < len(nodes):
+                if time.monotonic_ns() > deadline_ns:
+                    raise ClusterStartError(f"node {node.node_name} knows only {count} of {len(nodes)} nodes after "
+                                            f"{_ACQUAINTED_NS // config.SECOND_NS} s: see meshray logs scheduler-0")
+                time.sleep(_LOOK_S)
 
 
 def stop_cluster(name: str, *, reason: str = "meshray down") -> bool:

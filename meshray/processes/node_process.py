@@ -63,7 +63,7 @@ class NodeProcess:
         self.arena = ArenaFile.create(settings.arena_path, settings.object_store_bytes)
         self._background = Background(self.arena)
         self._logs = WorkerLogs(os.path.join(settings.run_dir, "logs"))
-        self._zygote = ZygoteLink(zygote, self._logs, settings.preload)
+        self._zygote = ZygoteLink(zygote, self._logs)
         self.peers = Peers(node, ipc_endpoint(settings.run_dir, "node.sock"))
         self.machine = self._make_machine()
         self.host = Host(
@@ -122,8 +122,8 @@ class NodeProcess:
 
     def _look(self) -> list[Any]:
         events: list[Any] = list(self._logs.read())
-        if self._signals:
-            events.append(Received(b">nobody", StopCluster(0, "SIGTERM")))
+        if self._signals:  # a service that ends now was ended by the same signal, and is not to start again
+            return [*events, Received(b">nobody", StopCluster(0, "SIGTERM"))]
         return events + self._services.reap()
 
     def close(self) -> None:

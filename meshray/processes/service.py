@@ -52,9 +52,8 @@ def zygote_runner(settings: NodeConfig, control: socket.socket) -> birth.Runner:
     from meshray.processes.zygote import Zygote
 
     endpoint = ipc_endpoint(settings.run_dir, "node.sock")
-
     log_dir = os.path.join(settings.run_dir, "logs")
-    return Zygote(control, log_dir, lambda name: worker.run(name, endpoint)).run
+    return Zygote(control, log_dir, lambda name: worker.run(name, endpoint), settings.preload).run
 
 
 def main(name: str, parent: int) -> None:

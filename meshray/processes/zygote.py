@@ -10,7 +10,6 @@ Dialog on a SOCK_SEQPACKET pair, JSON::
 
     node   -> zygote   {"fork": name}            -> {"started": name, "pid": pid} | {"failed": name, "reason": text}
     node   -> zygote   {"kill": name}            SIGKILL, safe against reuse of pids: only a living child is hit
-    node   -> zygote   {"preload": module}       import it here, for the workers to come
     zygote -> node     {"exited": name, "pid": pid, "code": n, "signal": n}
 """
 
@@ -23,7 +22,8 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from meshray.processes.birth import fork
 
@@ -33,13 +33,14 @@ _PACKET_MAX = 65_536
 class Zygote:
     """Forks workers on command and reports how they end."""
 
-    def __init__(self, control: socket.socket, log_dir: str, run_worker: Callable[[str], object]) -> None:
-        """``run_worker(name)`` is what a forked worker runs."""
+    def __init__(self, control: socket.socket, log_dir: str, run_worker: Callable[[str], object],
+                 preload: Sequence[str] = ()) -> None:
+        """``run_worker(name)`` is what a forked worker runs; ``preload`` are modules that workers shall share."""
         self._control = control
         self._log_dir = log_dir
         self._run_worker = run_worker
         self._children: dict[int, str] = {}
-        self._preload: list[str] = []
+        self._preload = preload
 
     def run(self) -> None:
         """Serve until the node closes its end."""
@@ -47,14 +48,15 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for module in self._preload:
+            with suppress(ImportError):
+                importlib.import_module(module)
         gc.collect()
         gc.freeze()
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(reader, select.POLLIN)
         while True:
-            if self._preload and not poller.poll(20):
-                self._import(self._preload.pop(0))
             poller.poll(1000)
             _drain(reader)
             self._reap()
@@ -64,14 +66,6 @@ class Zygote:
             os.kill(pid, signal.SIGKILL)
         for pid in self._children:
             os.waitpid(pid, 0)
-
-    def _import(self, module: str) -> None:
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            return
-        gc.collect()
-        gc.freeze()
 
     def _serve(self) -> bool:
         while select.select([self._control], [], [], 0)[0]:
@@ -88,8 +82,6 @@ class Zygote:
                 for pid, name in self._children.items():
                     if name == command["kill"]:
                         os.kill(pid, signal.SIGKILL)
-            elif "preload" in command:
-                self._preload.append(command["preload"])
         return True
 
     def _fork(self, name: str) -> None:

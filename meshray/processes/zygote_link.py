@@ -27,19 +27,12 @@ _END_WAIT_S = 2.0
 class ZygoteLink:
     """The pipe to the zygote there is now, and what was ordered of it."""
 
-    def __init__(self, control: socket.socket, logs: WorkerLogs, preload: list[str]) -> None:
-        """``control`` is our end of the pipe; ``preload`` are the modules that every zygote imports."""
+    def __init__(self, control: socket.socket, logs: WorkerLogs) -> None:
+        """``control`` is our end of the pipe."""
         self._logs = logs
-        self._preload = preload
         self._ordered: set[str] = set()
         self._workers: dict[str, int] = {}
-        self._control: socket.socket | None = None
-        self._connected(control)
-
-    def _connected(self, control: socket.socket) -> None:
-        self._control = control
-        for module in self._preload:
-            self._order({"preload": module})
+        self._control: socket.socket | None = control
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when there is news; -1 after the zygote died."""
@@ -49,7 +42,7 @@ class ZygoteLink:
         """Make a new pipe. Return what became of the old zygote's workers, and the end that the new zygote gets."""
         events = self._lost()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._connected(ours)
+        self._control = ours
         return events, theirs
 
     def fork(self, name: str) -> list[Any]:

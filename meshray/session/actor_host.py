@@ -224,7 +224,7 @@ class ActorHost:
                 return TaskResult(call.seq, None, failures.encode_system("cancelled", f"{context.name} was cancelled"))
             if self.executor.leaving:
                 return TaskResult(call.seq, None, failures.encode_system(
-                    "actor_died", f"actor {self.spec.class_name} left while {call.method} ran: {self.executor.leaving}"))
+                    "actor_died", f"actor {self.spec.class_name} left during {call.method}: {self.executor.leaving}"))
         return self.executor.failure(call.seq, error, context.name, context, call.retry_exceptions)
 
     def method(self, name: str) -> Any:

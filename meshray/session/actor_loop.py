@@ -5,7 +5,8 @@
 1. The loop's thread also leads the session: the socket's descriptor is one of the loop's readers, so a call costs no
    thread hand-over.
 2. At most ``concurrency`` coroutines run at once; further calls wait in order.
-3. If the loop is stuck in blocking code, the background thread takes the session over (see ``_watch``).
+3. If the loop is stuck in blocking code, another thread takes turns of the session (see ``_watch``).
+4. What is due by the clock, or handed over by other threads, gives the loop a turn (see ``_set_timer``, ``_nudge``).
 """
 
 from __future__ import annotations

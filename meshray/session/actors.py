@@ -138,13 +138,13 @@ class Actors:
 
     def _send(self, link: ActorLink, batch: list[Task]) -> None:
         entries = []
-        objects = self._session.objects
+        references = self._session.references
         for task in batch:
             task.state = PUSHED
             link.order += 1
             link.outstanding[task.seq] = task
             if task.slots or task.refs or task.blob:
-                entry = objects.entry_of(task)
+                entry = references.entry_of(task)
                 entries.append(CallEntry(task.seq, task.index, link.order, task.method, task.args, entry.arguments,
                                          task.refs, task.num_returns, entry.args_location, task.group,
                                          task.retry_exceptions))
@@ -174,11 +174,16 @@ class Actors:
         link = self.links.get(message.actor)
         if link is None:
             return
-        for seq in sorted(message.seqs, reverse=True):
-            task = link.outstanding.pop(seq, None)
-            if task is not None:
-                task.state = QUEUED
-                link.queue.appendleft(task)
+        back = [task for seq in message.seqs if (task := link.outstanding.pop(seq, None)) is not None]
+        for task in back:
+            task.state = QUEUED
+        # Refusals come in several messages. Other threads append to the queue meanwhile, so it stays the same object.
+        while back and link.queue and link.queue[0].seq < message.seqs[-1]:
+            back.append(link.queue.popleft())
+        back.sort(key=lambda task: task.seq)
+        link.queue.extendleft(reversed(back))
+        if link.state == "alive" and message.incarnation == link.incarnation:
+            link.state = "restarting"
         self._session.to_node(WatchActor(link.actor))
 
     def cancel(self, task: Task) -> None:

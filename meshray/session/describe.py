@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,10 +17,17 @@ if TYPE_CHECKING:
     from meshray.session.session import Session
 
 
-def describe(session: Session, request: DescribeSession) -> bytes:
-    """Return JSON: topic -> rows."""
-    makers = {"tasks": _tasks, "objects": _objects, "timeline": _timeline}
-    rows = {topic: makers[topic](session, request.limit) for topic in request.topics if topic in makers}
+def describe(session: Session, request: DescribeSession, offset_ns: int) -> bytes:
+    """Return JSON: topic -> rows. ``offset_ns`` is what the wall clock is ahead of the monotonic one."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for topic in request.topics:
+        match topic:
+            case "tasks":
+                rows[topic] = _tasks(session, request.limit)
+            case "objects":
+                rows[topic] = _objects(session, request.limit)
+            case "timeline":
+                rows[topic] = _timeline(session, request.limit, offset_ns)
     return msgspec.json.encode(rows)
 
 
@@ -53,7 +59,7 @@ def _task_row(session: Session, task: Task) -> dict[str, Any]:
 
 def _objects(session: Session, limit: int) -> list[dict[str, Any]]:
     rows = []
-    for identity, known in list(session.objects.known.items())[:limit]:
+    for identity, known in list(session.references.known.items())[:limit]:
         ref = known()
         if ref is not None and ref._owner is None and ref._state == STORED:
             location = ref._value.location
@@ -62,11 +68,10 @@ def _objects(session: Session, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _timeline(session: Session, limit: int) -> list[dict[str, Any]]:
+def _timeline(session: Session, limit: int, offset_ns: int) -> list[dict[str, Any]]:
     executor = session.executor
     if executor is None:
         return []
-    offset_ns = time.time_ns() - time.monotonic_ns()
     node = session.surroundings.node_name
     return [{"name": name, "cat": kind, "ph": "X", "ts": (started_ns + offset_ns) / 1e3, "dur": spent_ns / 1e3,
              "pid": node, "tid": session.name, "args": {}}

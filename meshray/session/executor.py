@@ -345,7 +345,7 @@ class Executor:
 
     def tick(self) -> None:
         """Leave if that was waited for. (leader)"""
-        if self._retiring and not self.session.objects.held and not self.values.pinned and not any(
+        if self._retiring and not self.session.references.held and not self.values.pinned and not any(
                 link.creation is not None for link in self.session.actors.links.values()):
             self.leave("idle")
 

@@ -112,7 +112,7 @@ def ask_owners(session: Session, refs: Sequence[ObjectRef]) -> None:
     """Make sure that the owners of pending borrowed references are asked."""
     borrowed = [ref for ref in refs if ref._owner is not None and ref._state == PENDING]
     if borrowed:
-        session.call(lambda: session.objects.resolve(borrowed))
+        session.call(lambda: session.references.resolve(borrowed))
 
 
 def wait(session: Session, refs: list[ObjectRef], num_returns: int, timeout_s: float | None

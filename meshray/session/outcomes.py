@@ -149,14 +149,14 @@ class Outcomes:
             else:
                 if values[0].refs:
                     held.append(task.seq)
-                self._session.objects.take(returns, values[0], owned=True)
+                self._session.references.take(returns, values[0], owned=True)
             if returns._waiters:
                 self.completed(returns)
             return
         for ref, value in zip(returns, values or [Value()] * len(returns), strict=True):
             if value.refs and task.seq not in held:
                 held.append(task.seq)
-            self._session.objects.take(ref, value, owned=True)
+            self._session.references.take(ref, value, owned=True)
             if ref._waiters:
                 self.completed(ref)
 
@@ -224,7 +224,7 @@ class Outcomes:
             ref._waiters = []
         ref._waiters.append(waiter)
         if ref._owner is not None:
-            self._session.objects.resolve((ref,))
+            self._session.references.resolve((ref,))
 
 
 def _makes(task: Task, ref: ObjectRef) -> bool:

@@ -40,6 +40,7 @@ from meshray.session.objects import Objects
 from meshray.session.outcomes import Outcomes
 from meshray.session.questions import Questions
 from meshray.session.records import SchedulingClass, Task
+from meshray.session.references import References
 from meshray.session.submit import Submitter
 from meshray.store.arena_file import ArenaFile
 from meshray.store.client import ArenaClient
@@ -68,7 +69,6 @@ class Session:
         self.now_ns = time.monotonic_ns()
         self.closing = False
         self.lost_reason = ""
-        self.known_live = 1024
         self.printer: LogPrinter | None = None
         self.restore_signals: Callable[[], object] | None = None
         self._peers = peers
@@ -86,6 +86,7 @@ class Session:
         self.questions = Questions(self)
         self.extents = Extents(self)
         self.objects = Objects(self)
+        self.references = References(self)
         self.functions = Functions(self)
         self.lineage = Lineage(self)
         self.submitter = Submitter(self)
@@ -98,10 +99,10 @@ class Session:
         self._handlers = self._make_handlers()
         peers.watch_fd(self.driving.wake_fd)
         self._node_fd = self._watch_node(registered.pid)
-        serialization.set_ref_hooks(self.objects.info_of, self.objects.restore)
+        serialization.set_ref_hooks(self.references.info_of, self.references.restore)
 
     def _make_handlers(self) -> dict[type, Callable[[Route, Any], None]]:
-        objects, submitter, actors = self.objects, self.submitter, self.actors
+        objects, references, submitter, actors = self.objects, self.references, self.submitter, self.actors
         return {
             task_messages.TasksFinished: self.outcomes.finished,
             task_messages.TasksRecalled: lambda route, message: submitter.recalled(message),
@@ -113,11 +114,11 @@ class Session:
             node_messages.ActorChanged: lambda route, message: actors.changed(message),
             node_messages.Leave: self._on_leave,
             node_messages.Ping: self._on_ping,
-            object_messages.HoldObjects: lambda route, message: objects.on_hold(route, name_of(route), message),
-            object_messages.HoldsRegistered: lambda route, message: objects.on_registered(message),
-            object_messages.ReleaseObjects: lambda route, message: objects.on_release(name_of(route), message),
-            object_messages.ResolveObjects: lambda route, message: objects.on_resolve(route, message),
-            object_messages.ObjectResolved: lambda route, message: objects.on_resolved(message),
+            object_messages.HoldObjects: lambda route, message: references.on_hold(route, name_of(route), message),
+            object_messages.HoldsRegistered: lambda route, message: references.on_registered(message),
+            object_messages.ReleaseObjects: lambda route, message: references.on_release(name_of(route), message),
+            object_messages.ResolveObjects: lambda route, message: references.on_resolve(route, message),
+            object_messages.ObjectResolved: lambda route, message: references.on_resolved(message),
             object_messages.ObjectFetched: lambda route, message: objects.on_fetched(message),
             object_messages.FetchFailed: lambda route, message: objects.on_fetch_failed(message),
             object_messages.HoldersDied: self._on_holders_died,
@@ -198,13 +199,16 @@ class Session:
         self.actors.hand_out()
         if self.executor is not None and self.executor.out:
             self.executor.hand_out()
-        if self.objects.released or self.objects.dropped:
-            self.objects.flush(self.now_ns)
+        if self.references.released:
+            self.references.send_releases()
+        if self.objects.dropped:
+            self.objects.free_dropped()
 
     def _flush(self) -> None:
         now_ns = self.now_ns
         self._check_node()
         self.objects.flush(now_ns)
+        self.references.forget_dead()
         self.submitter.sweep(now_ns)
         self.lineage.flush(now_ns)
         self.actors.recheck(now_ns)
@@ -258,7 +262,7 @@ class Session:
         """Send to a peer; False if it is not there. (leader)"""
         if self._peers.send(route, encode(message)):
             return True
-        log.warning("%s is not there to take %s", name_of(route), type(message).__name__)
+        log.debug("%s is not there to take %s", name_of(route), type(message).__name__)
         return False
 
     def to_node(self, message: Message) -> None:
@@ -341,14 +345,15 @@ class Session:
                 self.executor.leave(reason)
 
     def _on_holders_died(self, route: Route, message: object_messages.HoldersDied) -> None:
-        self.objects.on_holders_died(message)
+        self.references.on_holders_died(message)
         if self.executor is not None:
             self.executor.owners_died(message.processes)
 
     def _on_describe(self, route: Route, message: state_messages.DescribeSession) -> None:
         from meshray.session.describe import describe
 
-        self.send(self.node_route, state_messages.Description(message.cookie, describe(self, message), []))
+        rows = describe(self, message, time.time_ns() - self.now_ns)
+        self.send(self.node_route, state_messages.Description(message.cookie, rows, []))
 
     def _on_log_lines(self, route: Route, message: state_messages.LogLines) -> None:
         if self.printer is not None:

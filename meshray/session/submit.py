@@ -113,7 +113,7 @@ class Submitter:
             task.state = PUSHED
             task.lease = lease
             outstanding[task.seq] = task
-            entries.append(self._session.objects.entry_of(task) if task.slots or task.refs or task.blob else
+            entries.append(self._session.references.entry_of(task) if task.slots or task.refs or task.blob else
                            TaskEntry(task.seq, task.index, task.args))
         self._session.send(lease.route, PushTasks(
             lease.number, klass.function, klass.name, first.prefix, klass.num_returns, entries,
@@ -146,7 +146,7 @@ class Submitter:
         klass.declared = wanted
         self._session.to_node(DeclareDemand([Demand(
             klass.number, klass.resources, wanted, klass.name, klass.strategy, len(klass.queue), klass.mean_ns,
-            self._session.objects.input_bytes(klass.queue[0]) if klass.queue else None)]))
+            self._session.references.input_bytes(klass.queue[0]) if klass.queue else None)]))
 
     def _stalled(self, klass: SchedulingClass) -> list[Lease]:
         now_ns = self._session.now_ns

@@ -36,17 +36,17 @@ class TaskValues:
     def arguments(self, route: bytes, task: bytes, entry: TaskEntry | CallEntry, endpoint: str
                   ) -> tuple[Any, Any, list[ObjectRef]]:
         """Return (args, kwargs, borrowed references that arrived with them)."""
-        objects = self._session.objects
-        anchors = objects.restore_all(entry.refs) if entry.refs else []
+        references = self._session.references
+        anchors = references.restore_all(entry.refs) if entry.refs else []
         slots: dict[int | str, Any] = {}
         for argument in entry.arguments or ():
             slots[argument.key] = self._slot(argument, anchors)
         if entry.args_location is not None:
-            blob = objects.restore(object_id(task, ARGUMENTS_RETURN), name_of(route), endpoint)
+            blob = references.restore(object_id(task, ARGUMENTS_RETURN), name_of(route), endpoint)
             if blob._state == PENDING:
                 fill(blob, Value(None, entry.args_location), None)
             anchors.append(blob)
-            args, kwargs = objects.read_arguments(blob, slots)
+            args, kwargs = self._session.objects.read_arguments(blob, slots)
         else:
             args, kwargs = serialization.deserialize_args(entry.args, (), slots)
         return args, kwargs, anchors
@@ -55,16 +55,16 @@ class TaskValues:
         value = argument.value
         if argument.is_error:
             raise failures.DependencyFailed(value.data or b"")
-        objects = self._session.objects
+        references = self._session.references
         if value.refs:
-            anchors += objects.restore_all(value.refs)
+            anchors += references.restore_all(value.refs)
         if argument.ref is None:
             return None if value.data is None else serialization.deserialize(value.data)
-        ref = objects.restore(argument.ref.object, argument.ref.owner, argument.ref.endpoint)
+        ref = references.restore(argument.ref.object, argument.ref.owner, argument.ref.endpoint)
         if ref._state == PENDING:
             fill(ref, value, None)
         anchors.append(ref)
-        return objects.read(ref)
+        return self._session.objects.read(ref)
 
     def result(self, route: bytes, seq: int, context: TaskContext, value: Any, num_returns: int) -> TaskResult:
         """Return the encoded return values of a task."""
@@ -91,7 +91,7 @@ class TaskValues:
         refs = None
         if serialized.refs:
             self._returned.setdefault((route, seq), []).extend(serialized.refs)
-            refs = [self._session.objects.info_of(ref) for ref in serialized.refs]
+            refs = [self._session.references.info_of(ref) for ref in serialized.refs]
         if serialized.size_bytes <= config.INLINE_BYTES_MAX:
             return Value(serialized.inline(), None, refs)
         location = self._session.objects.store(serialized)
@@ -105,7 +105,7 @@ class TaskValues:
         kept = [ref for one in weak if (ref := one()) is not None and ref._owner is not None
                 and not ref._owner.registered]
         if kept:
-            self._session.objects.hold_now(kept, _HOLD_TIMEOUT_NS)
+            self._session.references.hold_now(kept, _HOLD_TIMEOUT_NS)
 
     @property
     def pinned(self) -> bool:

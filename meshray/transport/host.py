@@ -2,7 +2,7 @@
 
 *Shell (zmq, clock).* Runs in the node, shard and global scheduler processes.
 
-1. A turn handles at most ``TURN_MESSAGES_MAX`` messages; nothing is sent before everything the turn persists is committed.
+1. A turn handles at most ``TURN_MESSAGES_MAX`` messages; nothing is sent before what the turn persists is committed.
 2. Time is read once per turn, from the monotonic clock.
 3. The host knows nothing of what the machine decides: effects that are not transport go to the ``perform`` table.
 

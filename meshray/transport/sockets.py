@@ -2,7 +2,7 @@
 
 *Shell (zmq).* Runs in every process.
 
-1. A process has one ROUTER. It is bound at the process's endpoint, and it also connects out; a peer that we connected to
+1. A process has one ROUTER. It is bound at the process's endpoint, and it also connects out; a peer we connected to
    is addressed as ``b">" + name``, a peer that connected to us by its bare name. The two can never collide, even when
    both sides connect at once (two plain ROUTERs would silently drop one of the pipes).
 2. A route therefore says who opened the dialog; answers go back on the route they came by, so each dialog is first in,
@@ -88,7 +88,7 @@ class Peers:
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, config.MESSAGE_BYTES_MAX)
         socket.setsockopt(zmq.HANDSHAKE_IVL, config.HANDSHAKE_TIMEOUT_NS // config.MILLISECOND_NS)
-        socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        socket.setsockopt(zmq.RECONNECT_IVL, 5)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         return socket
 
@@ -176,7 +176,7 @@ class Peers:
         return messages
 
     def wait(self, timeout_ms: int) -> bool:
-        """Sleep until a message or a watched fd is ready, at most ``timeout_ms`` (-1: no limit). True if a message is."""
+        """Sleep until a message or watched fd is ready, at most ``timeout_ms`` (-1: no limit). True if a message is."""
         ready = zmq_poll(self._interest, timeout_ms)
         return bool(ready) and ready[0][0] is self._socket
 

@@ -16,8 +16,9 @@ from meshray.messages.node import Strategy
 from meshray.sched import policy
 from meshray.sched.demands import Demands
 from meshray.sched.ledger import Ledger
-from tests.sim.cluster import UNIT, Cluster, Owner, Task
+from tests.sim.cluster import UNIT, Cluster
 from tests.sim.network import MS, S
+from tests.sim.sim_sessions import Owner, Task
 
 CPU = {"CPU": UNIT}
 

@@ -6,8 +6,9 @@ from meshray.machine import Received
 from meshray.messages.node import ActorSpec, ActorStarted, CreateActor, KillActor, Strategy
 from meshray.messages.tasks import TaskEntry
 from meshray.sched.events import DriverGone, WorkerLeft
-from tests.sim.cluster import UNIT, Cluster, Owner, SimWorker, Task
+from tests.sim.cluster import UNIT, Cluster
 from tests.sim.network import MS, S
+from tests.sim.sim_sessions import Owner, SimWorker, Task
 
 CPU = {"CPU": UNIT}
 

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from meshray.cli.main import main
 
+from meshray.cli.main import main
 from meshray.messages.state import ClusterStopping, DescribeCluster, Description, StopCluster
 from meshray.node_config import ClusterFile, NodeFile
 from meshray.processes import run_dirs

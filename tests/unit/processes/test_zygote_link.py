@@ -16,7 +16,7 @@ from meshray.processes.zygote_link import ZygoteLink
 @pytest.fixture
 def pair(tmp_path):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    link = ZygoteLink(ours, WorkerLogs(str(tmp_path)), ["numpy"])
+    link = ZygoteLink(ours, WorkerLogs(str(tmp_path)))
     yield link, theirs, tmp_path
     link.close()
     theirs.close()

@@ -7,6 +7,8 @@ from typing import Any
 from meshray import config
 from meshray.machine import Received, Tick
 from meshray.messages.node import (
+    ActorSpec,
+    CreateActor,
     Death,
     DeclareDemand,
     Demand,
@@ -17,9 +19,18 @@ from meshray.messages.node import (
     WorkerBlocked,
     WorkerUnblocked,
 )
-from meshray.messages.objects import ReleaseObjects
+from meshray.messages.objects import HoldersDied, ReleaseObjects
 from meshray.messages.sched import NodeGone, RemoteLeaseGranted, RequestRemoteLease
-from meshray.sched.events import DriverGone, SessionJoined, StartWorkers, StopWorker, WorkerDied, WorkerStartFailed
+from meshray.messages.tasks import TaskEntry
+from meshray.sched.events import (
+    ActorStateChanged,
+    DriverGone,
+    SessionJoined,
+    StartWorkers,
+    StopWorker,
+    WorkerDied,
+    WorkerStartFailed,
+)
 from meshray.sched.local import LocalScheduler
 
 U = 10_000
@@ -192,3 +203,23 @@ def test_prestarted_workers_and_rhythm() -> None:
     assert bench.machine.deadline_ns() == 0
     assert started(bench.event(Tick())) == 2
     assert bench.machine.deadline_ns() > bench.now_ns
+
+
+def actor_spec(name: bytes, owner: str, *, detached: bool = False) -> ActorSpec:
+    return ActorSpec(name, owner, f"ipc://{owner}", "job", b"class", "Class", TaskEntry(1, 1), {}, {},
+                     detached=detached)
+
+
+def test_actors_end_with_their_creator_unless_detached() -> None:
+    bench = Bench()
+    bench.driver("d")
+    bench.worker()
+    for name, owner, detached in ((b"a", "w1", False), (b"b", "w1", True), (b"c", "elsewhere", False)):
+        bench.says("d", CreateActor(actor_spec(name, owner, detached=detached)))
+
+    def ended(effects: list[Any]) -> list[bytes]:
+        return [effect.spec.actor for effect in effects
+                if isinstance(effect, ActorStateChanged) and effect.state == "dead"]
+
+    assert ended(bench.event(WorkerDied("w1", Death("w1", 1, "node-1")))) == [b"a"]
+    assert ended(bench.says("node-2", HoldersDied(["elsewhere", "nobody"]))) == [b"c"]

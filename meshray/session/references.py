@@ -1,0 +1,306 @@
+"""References between processes: publish, hold, release, resolve.
+
+*Shell (waits, in ``hold_now``).* Runs in drivers and workers; methods marked (leader) only in the leader.
+
+1. A reference that leaves this process is *published*: it has an id and can be found by it. Its owner keeps the value
+   as long as this process or any registered holder refers to it.
+2. Whoever passes a reference on keeps its own until the receiver's hold is registered at the owner: a task's arguments
+   are pinned until it has answered, and a worker that still refers to one of them registers before it answers.
+3. A result's inner references are pinned by the worker until the owner of the result says that it holds them.
+
+Source: DESIGN s6 Lifetime; borrowing in NSDI'21 s4.2.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from meshray import failures, serialization
+from meshray.messages.objects import (
+    HoldersDied,
+    HoldObjects,
+    HoldsRegistered,
+    ObjectResolved,
+    ReleaseObjects,
+    ResolveObjects,
+)
+from meshray.messages.tasks import Argument, RefInfo, TaskEntry, Value
+from meshray.object_ref import DATA, FAILED, PENDING, READY, STORED, ObjectRef
+from meshray.session.values import Borrow, fail, fill
+
+if TYPE_CHECKING:
+    from meshray.session.records import Task
+    from meshray.session.session import Session
+
+_NONE = Value()
+
+_KNOWN_MIN = 1024
+"""Known references below which the dead among them are left alone; above, they go when their number has doubled."""
+
+
+class References:
+    """The references of one session that other processes know of."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.known: dict[bytes, weakref.ref[ObjectRef]] = {}
+        """Every published or borrowed reference of this process, by id."""
+        self.held: dict[bytes, tuple[ObjectRef, set[str]]] = {}
+        """Own objects that others hold."""
+        self.released: deque[tuple[str, bytes]] = deque()
+        """Borrowed objects whose last reference died here (appended by ``Borrow.__del__``)."""
+        self._asked: dict[int, tuple[list[ObjectRef], Any]] = {}
+        self._cookie = 0
+        self._resolving: dict[bytes, ObjectRef] = {}
+        self._questions: dict[bytes, set[bytes]] = {}
+        self._known_live = _KNOWN_MIN
+
+    # --- references out ------------------------------------------------------------------------------------------
+
+    def info_of(self, ref: ObjectRef) -> RefInfo:
+        """Publish ``ref`` and say who owns it."""
+        owner = ref._owner
+        if owner is not None:
+            return RefInfo(owner.object, owner.owner, owner.endpoint)
+        identity = ref.binary()
+        if identity not in self.known:
+            self.known[identity] = weakref.ref(ref)
+            self._session.lineage.escaped(ref)
+            if ref._state == STORED:
+                self._session.objects.seal_ref(ref)
+        return RefInfo(identity, self._session.name, self._session.endpoint)
+
+    def value_of(self, ref: ObjectRef) -> Value:
+        """Return the wire form of a value that is there and not a failure."""
+        state = ref._state
+        if state == READY:
+            return _NONE if ref._value is None else Value(serialization.serialize(ref._value).data)
+        refs = [self.info_of(inner) for inner in ref._contains] if ref._contains else None
+        if state == DATA:
+            return Value(ref._value, None, refs)
+        assert state == STORED, state
+        self.info_of(ref)
+        return Value(None, ref._value.local or ref._value.location, refs, ref.binary())
+
+    def entry_of(self, task: Task) -> TaskEntry:
+        """Return the wire form of a task whose reference arguments all have values. (leader)"""
+        return TaskEntry(task.seq, task.index, task.args, self.arguments_of(task), task.refs,
+                         task.blob.location if task.blob is not None else None)
+
+    def arguments_of(self, task: Task) -> list[Argument] | None:
+        """Return the resolved reference arguments of ``task``."""
+        if not task.slots:
+            return None
+        arguments = []
+        for key, ref in task.slots:
+            if ref._state == FAILED:
+                arguments.append(Argument(key, Value(ref._value), is_error=True))
+            else:
+                value = self.value_of(ref)
+                info = self.info_of(ref) if ref._state == STORED else None
+                arguments.append(Argument(key, value, False, info))
+        return arguments
+
+    def input_bytes(self, task: Task) -> dict[str, int] | None:
+        """Return the stored input bytes of ``task`` per node, for placement near the data."""
+        if not task.slots:
+            return None
+        sizes: dict[str, int] = {}
+        for _, ref in task.slots:
+            if ref._state == STORED:
+                location = ref._value.location
+                sizes[location.node] = sizes.get(location.node, 0) + location.size_bytes
+        return sizes or None
+
+    # --- references in -------------------------------------------------------------------------------------------
+
+    def restore(self, identity: bytes, owner: str, endpoint: str) -> ObjectRef:
+        """Return this process's reference for ``identity``, making a borrowed one if it is new here."""
+        known = self.known.get(identity)
+        ref = known() if known is not None else None
+        if ref is not None:
+            return ref
+        ref = ObjectRef(_id=identity, _return=int.from_bytes(identity[-2:], "big"))
+        if owner == self._session.name:
+            fail(ref, failures.encode_system("lost", f"object {identity.hex()} was already freed by its owner"))
+            return ref
+        ref._owner = Borrow(identity, owner, endpoint, self.released)
+        self.known[identity] = weakref.ref(ref)
+        return ref
+
+    def restore_all(self, infos: Iterable[RefInfo]) -> list[ObjectRef]:
+        """Return this process's references for ``infos``."""
+        return [self.restore(info.object, info.owner, info.endpoint) for info in infos]
+
+    def hold(self, refs: Iterable[ObjectRef], keep: Any = None) -> int:
+        """Register holds for the borrowed among ``refs``; ``keep`` lives until all are registered. Return a cookie that
+        ``is_held`` takes, 0 if there was nothing to register. (leader)"""
+        owners: dict[str, list[ObjectRef]] = {}
+        for ref in refs:
+            borrow = ref._owner
+            if borrow is not None and not borrow.registered:
+                borrow.registered = True
+                owners.setdefault(borrow.owner, []).append(ref)
+        cookie = 0
+        for owner, held in owners.items():
+            self._cookie += 1
+            cookie = self._cookie
+            self._asked[cookie] = (held, keep)
+            route = self._session.connect(owner, held[0]._owner.endpoint)
+            if not self._session.send(route, HoldObjects([ref.binary() for ref in held], cookie)):
+                self._lose(held, f"its owner {owner} is gone")
+                self._asked.pop(cookie, None)
+        return cookie
+
+    def hold_now(self, refs: list[ObjectRef], timeout_ns: int) -> None:
+        """Register holds and wait until the owners know of them. Any thread."""
+        cookies: list[int] = []
+        self._session.call(lambda: cookies.append(self.hold(refs)))
+        self._session.driving.until(lambda: bool(cookies) and self.is_held(cookies[0]),
+                                    time.monotonic_ns() + timeout_ns)
+
+    def is_held(self, cookie: int) -> bool:
+        """Whether every hold up to ``cookie`` has been registered."""
+        return not any(asked <= cookie for asked in self._asked)
+
+    def on_hold(self, route: bytes, holder: str, message: HoldObjects) -> None:
+        """A borrower holds some of our objects. (leader)"""
+        lost = []
+        for identity in message.objects:
+            entry = self.held.get(identity)
+            if entry is None:
+                known = self.known.get(identity)
+                ref = known() if known is not None else None
+                if ref is None:
+                    lost.append(identity)
+                    continue
+                entry = self.held[identity] = (ref, set())
+            entry[1].add(holder)
+        self._session.send(route, HoldsRegistered(message.cookie, lost))
+
+    def on_registered(self, message: HoldsRegistered) -> None:
+        """The owner knows of our holds. (leader)"""
+        held, _ = self._asked.pop(message.cookie, ([], None))
+        if message.lost:
+            lost = set(message.lost)
+            self._lose([ref for ref in held if ref.binary() in lost], "it was freed before it was held")
+
+    def on_release(self, holder: str, message: ReleaseObjects) -> None:
+        """A borrower lets go. (leader)"""
+        for identity in message.objects:
+            self._unhold(identity, holder)
+
+    def _unhold(self, identity: bytes, holder: str) -> None:
+        entry = self.held.get(identity)
+        if entry is not None:
+            entry[1].discard(holder)
+            if not entry[1]:
+                del self.held[identity]
+
+    def on_holders_died(self, message: HoldersDied) -> None:
+        """Processes are gone: their holds end, and what they owned is lost. (leader)"""
+        gone = set(message.processes)
+        for identity, (_, holders) in list(self.held.items()):
+            for holder in holders & gone:
+                self._unhold(identity, holder)
+        for cookie, (held, _) in list(self._asked.items()):
+            if held[0]._owner.owner in gone:
+                self._asked.pop(cookie)
+        known = [ref for one in list(self.known.values()) if (ref := one()) is not None]
+        lost = [ref for ref in known if ref._owner is not None and ref._owner.owner in gone]
+        self._lose(lost, "its owner died", kind="owner_died")
+
+    def _lose(self, refs: Iterable[ObjectRef], reason: str, kind: str = "lost") -> None:
+        for ref in refs:
+            self._resolving.pop(ref.binary(), None)
+            if ref._state == PENDING:
+                fail(ref, failures.encode_system(kind, f"object {ref.hex()} is lost: {reason}"))
+                self._session.outcomes.completed(ref)
+
+    # --- resolving borrowed references ---------------------------------------------------------------------------
+
+    def resolve(self, refs: Iterable[ObjectRef]) -> None:
+        """Ask the owners of pending borrowed references for their values. (leader)"""
+        owners: dict[bytes, list[bytes]] = {}
+        for ref in refs:
+            identity = ref.binary()
+            if ref._owner is None or ref._state != PENDING or identity in self._resolving:
+                continue
+            self._resolving[identity] = ref
+            route = self._session.connect(ref._owner.owner, ref._owner.endpoint)
+            owners.setdefault(route, []).append(identity)
+        for route, identities in owners.items():
+            self._session.send(route, ResolveObjects(identities))
+
+    def on_resolve(self, route: bytes, message: ResolveObjects) -> None:
+        """A borrower asks for values: answer now, or when they are there. (leader)"""
+        for identity in message.objects:
+            known = self.known.get(identity)
+            ref = known() if known is not None else None
+            if ref is None:
+                self._session.send(route, ObjectResolved(identity, None, failures.encode_system(
+                    "lost", f"object {identity.hex()} was freed by its owner {self._session.name}")))
+            elif ref._state == PENDING:
+                asked = self._questions.setdefault(identity, set())
+                if not asked:
+                    self._session.outcomes.when_complete(ref, self._answer_all)
+                asked.add(route)
+            else:
+                self._answer(route, ref)
+
+    def _answer_all(self, ref: ObjectRef) -> None:
+        for route in self._questions.pop(ref.binary(), ()):
+            self._answer(route, ref)
+
+    def _answer(self, route: bytes, ref: ObjectRef) -> None:
+        if ref._state == FAILED:
+            self._session.send(route, ObjectResolved(ref.binary(), None, ref._value))
+        else:
+            self._session.send(route, ObjectResolved(ref.binary(), self.value_of(ref)))
+
+    def on_resolved(self, message: ObjectResolved) -> None:
+        """A borrowed reference has its value. (leader)"""
+        ref = self._resolving.pop(message.object, None)
+        if ref is None or ref._state != PENDING:
+            return
+        if message.error is not None:
+            fail(ref, message.error)
+        elif message.value is not None:
+            self.take(ref, message.value, owned=False)
+        self._session.outcomes.completed(ref)
+
+    def take(self, ref: ObjectRef, value: Value, *, owned: bool) -> None:
+        """Give ``ref`` a value that came over the wire, holding the references inside it. (leader)"""
+        if value.refs:
+            ref._contains = self.restore_all(value.refs)
+            self.hold(ref._contains, ref)
+        fill(ref, value, self._session.objects.dropped if owned else None)
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def send_releases(self) -> None:
+        """Tell owners what died here since the last time. (leader)"""
+        owners: dict[str, list[bytes]] = {}
+        while self.released:
+            owner, identity = self.released.popleft()
+            known = self.known.get(identity)
+            ref = known() if known is not None else None
+            if ref is not None and ref._owner is not None and ref._owner.registered:
+                continue  # it came back and was held again: what the owner must forget would be this hold
+            if ref is None:
+                self.known.pop(identity, None)
+            owners.setdefault(owner, []).append(identity)
+        for owner, identities in owners.items():
+            self._session.send(self._session.out_route(owner), ReleaseObjects(identities))
+
+    def forget_dead(self) -> None:
+        """Drop the names of references that died, once there are as many again as when this was last done. (leader)"""
+        if len(self.known) > 2 * self._known_live:
+            for identity, known in list(self.known.items()):
+                if known() is None:
+                    self.known.pop(identity, None)
+            self._known_live = max(_KNOWN_MIN, len(self.known))

@@ -1,0 +1,296 @@
+"""Tasks out: who gets how many, when tasks come back, and what the node is told."""
+
+from __future__ import annotations
+
+from meshray import config, failures
+from meshray.errors import TaskUnschedulableError, WorkerCrashedError
+from meshray.messages.node import Death, DeclareDemand, DemandStuck, LeaseLost, LeaseReclaimed, ReturnLease
+from meshray.messages.tasks import RecallTasks, TasksRecalled
+from meshray.object_ref import FAILED, PENDING, READY
+from meshray.session.records import SchedulingClass
+from meshray.session.submit import _STALL_NS
+from tests.unit.session.fake_session import FakeSession
+
+SHORT_NS = config.PIPELINE_NS // 100
+"""Run time at which a worker may have a hundred tasks."""
+
+
+def check(session: FakeSession, klass: SchedulingClass) -> None:
+    """The count of hungry leases agrees with the leases, and no task is at two workers."""
+    assert klass.hungry == sum(1 for lease in klass.leases.values() if not lease.outstanding)
+    seqs = [seq for lease in klass.leases.values() for seq in lease.outstanding]
+    assert len(seqs) == len(set(seqs))
+    assert set(klass.leases) <= set(session.submitter.leases)
+
+
+def demands(session: FakeSession) -> list[int]:
+    return [demand.count for message in session.take_sent(DeclareDemand) for demand in message.demands]
+
+
+def test_without_experience_a_worker_gets_one_task() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    session.new_tasks(klass, 5)
+    session.grant(klass, 1)
+    assert session.pushed() == {1: [[1]]}
+    check(session, klass)
+
+
+def test_short_tasks_go_by_batches_up_to_the_depth() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 300)
+    session.grant(klass, 1)
+    batches = session.pushed()[1]
+    assert [len(batch) for batch in batches] == [config.BATCH_TASKS_MAX, 100 - config.BATCH_TASKS_MAX]
+    assert sum(batches, []) == list(range(1, 101)), "in the order of submission"
+    check(session, klass)
+
+
+def test_the_depth_has_a_limit_and_is_one_for_tasks_that_must_not_run_twice() -> None:
+    session = FakeSession()
+    assert session.submitter.depth(session.new_class(mean_ns=1)) == config.PIPELINE_TASKS_MAX
+    assert session.submitter.depth(session.new_class(mean_ns=SHORT_NS, max_retries=0)) == 1
+    assert session.submitter.depth(session.new_class(mean_ns=100 * config.PIPELINE_NS)) == 1
+
+
+def test_a_worker_is_refilled_when_half_is_left() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 300)
+    session.grant(klass, 1)
+    session.pushed()
+    session.finish(1, list(range(1, 50)), mean_ns=SHORT_NS)
+    assert session.pushed() == {}, "51 of 100 are left"
+    session.finish(1, [50], mean_ns=SHORT_NS)
+    assert sum(session.pushed()[1], []) == list(range(101, 151))
+    check(session, klass)
+
+
+def test_the_least_loaded_worker_is_fed_first() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 40)
+    session.grant(klass, 1)
+    session.grant(klass, 2)
+    assert list(session.pushed()) == [1]
+    late = session.new_tasks(klass, 3)
+    session.submitter.pump(klass)
+    assert session.pushed() == {2: [[task.seq for task in late]]}
+    check(session, klass)
+
+
+def test_a_worker_that_does_not_answer_gets_no_more() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 2)
+    session.grant(klass, 1)
+    session.pushed()
+    session.now_ns += _STALL_NS + 1
+    session.new_tasks(klass, 2)
+    session.submitter.pump(klass)
+    assert session.pushed() == {}
+    session.finish(1, [1], mean_ns=SHORT_NS)
+    assert session.pushed() == {1: [[3, 4]]}
+
+
+def test_a_function_that_workers_cannot_fetch_yet_is_not_pushed() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    klass.ready = False
+    session.new_tasks(klass, 1)
+    session.grant(klass, 1)
+    assert session.pushed() == {}
+    klass.ready = True
+    session.submitter.pump(klass)
+    assert session.pushed() == {1: [[1]]}
+
+
+def test_a_task_that_is_tried_again_goes_alone() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    first, second, third = session.new_tasks(klass, 3)
+    first.attempt = 1
+    session.grant(klass, 1)
+    assert session.pushed() == {1: [[first.seq]]}
+    session.finish(1, [first.seq], mean_ns=SHORT_NS)
+    assert session.pushed() == {1: [[second.seq, third.seq]]}
+
+
+def test_what_waits_behind_a_long_task_is_recalled_for_a_free_worker_and_keeps_its_order() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 10)
+    session.grant(klass, 1)
+    session.pushed()
+    session.now_ns += _STALL_NS + 1
+    session.grant(klass, 2)
+    assert [message.lease for message in session.take_sent(RecallTasks)] == [1]
+    session.submitter.sweep(session.now_ns)
+    assert session.take_sent(RecallTasks) == [], "it was asked already"
+    session.new_tasks(klass, 1)
+    session.submitter.recalled(TasksRecalled(1, [2, 3, 4, 5, 6, 7, 8, 9, 10]))
+    assert session.pushed() == {2: [[2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]}
+    check(session, klass)
+
+
+def test_a_worker_that_waits_for_others_gets_no_more_until_it_answers() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 3)
+    session.grant(klass, 1)
+    session.pushed()
+    session.submitter.recalled(TasksRecalled(1, [2, 3], blocked=True))
+    assert session.pushed() == {}
+    assert [task.seq for task in klass.queue] == [2, 3]
+    session.finish(1, [1], mean_ns=SHORT_NS)
+    assert session.pushed() == {1: [[2, 3]]}
+    check(session, klass)
+
+
+def test_a_reclaimed_lease_is_returned_when_its_running_task_ends() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 3)
+    session.grant(klass, 1)
+    session.pushed()
+    session.submitter.reclaimed(LeaseReclaimed(1))
+    assert [message.lease for message in session.take_sent(RecallTasks)] == [1]
+    session.submitter.recalled(TasksRecalled(1, [2, 3]))
+    assert session.pushed() == {}, "it is not fed any more"
+    session.finish(1, [1], mean_ns=SHORT_NS)
+    assert session.take_sent(ReturnLease) == [ReturnLease([1])]
+    assert not session.submitter.leases
+    check(session, klass)
+
+
+def test_an_idle_lease_that_is_reclaimed_is_returned_at_once() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    session.grant(klass, 1)
+    session.submitter.reclaimed(LeaseReclaimed(1))
+    session.submitter.reclaimed(LeaseReclaimed(7))
+    assert session.take_sent(ReturnLease) == [ReturnLease([1]), ReturnLease([7])]
+    check(session, klass)
+
+
+def test_a_lost_lease_has_its_first_task_retried_and_does_not_count_the_others() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    first, second = session.new_tasks(klass, 2, retries_left=1)
+    session.grant(klass, 1)
+    session.submitter.lost(LeaseLost(1, Death("worker-1", 1, "node-1", signal=9)))
+    assert session.forgotten == ["worker-1"]
+    assert (first.retries_left, second.retries_left) == (0, 1)
+    assert [task.seq for task in klass.queue] == [1, 2]
+    check(session, klass)
+
+
+def test_a_lost_task_without_retries_fails_with_how_its_worker_died() -> None:
+    session = FakeSession()
+    klass = session.new_class(max_retries=0)
+    task, = session.new_tasks(klass, 1)
+    ref = task.returns
+    session.grant(klass, 1)
+    session.submitter.lost(LeaseLost(1, Death("worker-1", 4711, "node-1", signal=9)))
+    assert ref._state == FAILED
+    error = failures.decode(ref._value)
+    assert isinstance(error, WorkerCrashedError)
+    assert "4711" in str(error)
+    assert not session.outcomes.pending
+
+
+def test_demand_is_declared_only_when_it_changes() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    session.new_tasks(klass, 4)
+    session.submitter.pump(klass)
+    assert demands(session) == [4]
+    session.submitter.pump(klass)
+    session.new_tasks(klass, 0)
+    session.submitter.pump(klass)
+    assert demands(session) == []
+    session.new_tasks(klass, 1)
+    session.submitter.pump(klass)
+    assert demands(session) == [5]
+
+
+def test_demand_follows_the_work_not_the_number_of_tasks() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 300)
+    session.submitter.pump(klass)
+    assert demands(session) == [3]
+
+
+def test_idle_leases_are_returned_after_a_while_and_the_demand_goes_to_nothing() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    session.new_tasks(klass, 2)
+    session.submitter.pump(klass)
+    session.grant(klass, 1)
+    session.grant(klass, 2)
+    for lease in (1, 2):
+        session.finish(lease, [lease])
+    demands(session)
+    session.now_ns += config.LEASE_IDLE_NS
+    session.submitter.sweep(session.now_ns)
+    assert session.take_sent(ReturnLease) == [], "not before the time is over"
+    session.now_ns += config.LEASE_IDLE_NS
+    session.submitter.sweep(session.now_ns)
+    assert session.take_sent(ReturnLease) == [ReturnLease([1]), ReturnLease([2])]
+    assert demands(session)[-1] == 0
+    check(session, klass)
+
+
+def test_a_lease_that_nobody_asked_for_goes_back() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    session.closing = True
+    session.grant(klass, 1)
+    assert session.take_sent(ReturnLease) == [ReturnLease([1])]
+    assert not klass.leases
+
+
+def test_a_worker_gets_no_more_tasks_than_it_may_run() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS, max_calls=3)
+    session.new_tasks(klass, 5)
+    session.grant(klass, 1)
+    assert session.pushed() == {1: [[1, 2, 3]]}
+    session.finish(1, [1, 2, 3], mean_ns=SHORT_NS)
+    assert session.pushed() == {}
+    session.submitter.reclaimed(LeaseReclaimed(1))
+    assert session.take_sent(ReturnLease) == [], "its worker ends: nobody else could use it"
+
+
+def test_what_cannot_run_anywhere_is_told_once_and_fails_only_when_that_is_final() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    task, = session.new_tasks(klass, 1)
+    ref = task.returns
+    for _ in range(2):
+        session.submitter.stuck(DemandStuck(klass.number, "no node has GPU"))
+    assert len(session.warned) == 1
+    assert "no node has GPU" in session.warned[0]
+    assert ref._state == PENDING
+    session.submitter.stuck(DemandStuck(klass.number, "its node is gone", final=True))
+    assert isinstance(failures.decode(ref._value), TaskUnschedulableError)
+
+
+def test_every_task_runs_once_when_recalls_and_losses_are_mixed() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    refs = [task.returns for task in session.new_tasks(klass, 200)]
+    session.grant(klass, 1)
+    session.grant(klass, 2)
+    session.submitter.recalled(TasksRecalled(2, list(session.submitter.leases[2].outstanding)[50:]))
+    check(session, klass)
+    session.submitter.lost(LeaseLost(1, Death("worker-1", 1, "node-1")))
+    check(session, klass)
+    lease = session.submitter.leases[2]
+    while lease.outstanding:
+        session.finish(2, list(lease.outstanding)[:7], mean_ns=SHORT_NS)
+        check(session, klass)
+    assert all(ref._state == READY for ref in refs)
+    assert not session.outcomes.pending
