@@ -41,7 +41,8 @@ class CallShape(msgspec.Struct, frozen=True):
                 raise TypeError(f"{name}() got multiple values for argument {key!r}")
             if key not in by_name and key not in self.keyword_only and not self.more_keywords:
                 raise TypeError(f"{name}() got an unexpected keyword argument {key!r}")
-        missing = [key for key in self.positional[given:self.required] if key not in kwargs]
+        missing = [key for key in self.positional[given:self.required]
+                   if key not in kwargs or key not in by_name]
         missing += [key for key in self.keyword_required if key not in kwargs]
         if missing:
             raise TypeError(f"{name}() is missing required arguments: {', '.join(map(repr, missing))}")

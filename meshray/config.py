@@ -53,16 +53,6 @@ thread in only 200 times a second."""
 BACKGROUND_GRACE_NS = 2 * MILLISECOND_NS
 """The background thread takes the sockets over when the user's threads have left them alone this long."""
 
-SPIN_NS = 100_000
-"""A thread that waits for an answer looks for it this long before it sleeps: the wake-up is half of a round trip."""
-
-SPIN_CREDIT_MAX = 8
-"""A wait whose answer came while it looked earns a credit, one that looked in vain loses one; without credit it sleeps
-at once, so a process that waits for long work does not take the processor from who does it."""
-
-SPIN_RETRY_WAITS = 64
-"""Without credit, one wait in so many looks all the same."""
-
 REGISTER_TIMEOUT_NS = 20 * SECOND_NS
 """A session gives up joining a node after this."""
 

@@ -162,13 +162,9 @@ def check_wait(refs: Any, num_returns: int) -> None:
         raise TypeError("meshray.wait takes a list of ObjectRefs, not a single ObjectRef: wrap it in a list")
     if not isinstance(refs, list):
         raise TypeError(f"meshray.wait takes a list of ObjectRefs, not {type(refs).__name__}")
-    try:
-        unique = len(set(refs))
-    except TypeError:
-        unique = -1
-    for ref in refs if unique < 0 or (refs and type(refs[0]) is not ObjectRef) else ():
-        if type(ref) is not ObjectRef:
-            raise TypeError(f"meshray.wait takes a list of ObjectRefs, but it contains {type(ref).__name__}")
+    for kind in set(map(type, refs)) - {ObjectRef}:
+        raise TypeError(f"meshray.wait takes a list of ObjectRefs, but it contains {kind.__name__}")
+    unique = len(set(refs))
     if unique != len(refs):
         raise ValueError(f"meshray.wait needs unique ObjectRefs: {len(refs) - unique} of {len(refs)} are repeated")
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):

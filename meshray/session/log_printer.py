@@ -3,9 +3,9 @@
 *Shell (terminal) around the pure ``LogFolding``.* Runs in drivers.
 
 1. A line is printed at once with its origin: ``(name pid=123 node=head) text``.
-2. A text that a second process repeats within ``FOLD_NS`` is counted instead of printed, and when the time is over the
-   last one is printed with the count. Words with digits in them do not matter. What one process repeats is its own
-   affair and is printed each time.
+2. A text that is repeated within ``FOLD_NS`` is counted instead of printed, and when the time is over the last one is
+   printed with the count. Between processes words with digits in them do not matter; within one process they do, so
+   that its progress is seen.
 3. Nothing is lost: ``flush`` prints what is still counted.
 
 Source: ray 2.60.0, ``_private/ray_logging`` (LogDeduplicator).
@@ -75,11 +75,14 @@ class LogFolding:
                         printed += self._release(1)
                 continue
             fold.sources.add(source)
-            if len(fold.sources) == 1:
+            if len(fold.sources) == 1 and text != fold.last.text:
+                if fold.count:
+                    printed.append(msgspec.structs.replace(fold.last, repeated=fold.count if fold.count > 1 else 0))
+                    fold.count = 0
                 printed.append(line)
             else:
                 fold.count += 1
-                fold.last = line
+            fold.last = line
         return printed
 
     def tick(self, now_ns: int) -> list[Line]:

@@ -203,6 +203,13 @@ class Outcomes:
             values.fail(ref, error)
             self.completed(ref)
 
+    def fail_all(self, reason: str) -> None:
+        """Give everything that has not answered a failure: the session ends. (leader)"""
+        error = failures.encode_system("lost", reason)
+        for task in list(self.pending.values()):
+            self.pending.pop(task.seq, None)
+            self.fail(task, error)
+
     # --- completion ----------------------------------------------------------------------------------------------
 
     def completed(self, ref: ObjectRef) -> None:

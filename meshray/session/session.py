@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from meshray import config, errors, failures, serialization
+from meshray import config, errors, serialization
 from meshray.ids import root_task
 from meshray.messages import node as node_messages
 from meshray.messages import objects as object_messages
@@ -73,8 +73,6 @@ class Session:
         self.restore_signals: Callable[[], object] | None = None
         self._peers = peers
         self._early = early
-        self._spin_credit = config.SPIN_CREDIT_MAX
-        self._spin_skipped = 0
         self._calls: deque[Callable[[], None]] = deque()
         self.fresh: deque[SchedulingClass] = deque()
         """Classes with something to push."""
@@ -156,7 +154,7 @@ class Session:
         self._hand_out()
         ready = False
         if timeout_ms and not self.fresh and not self._calls and not self._early:
-            ready = self._spin() or self._peers.wait(min(timeout_ms, self.until_deadline_ms()))
+            ready = self._peers.wait(min(timeout_ms, self.until_deadline_ms()))
         self.driving.drain_wakes()
         self.now_ns = time.monotonic_ns()
         arrived = self._peers.receive(_RECEIVE_MAX, ready=ready)
@@ -174,22 +172,6 @@ class Session:
         if self.now_ns >= self._next_flush_ns:
             self._flush()
         self._hand_out()
-
-    def _spin(self) -> bool:
-        """Look for input for a little while, if that has paid lately; True if there is some."""
-        if self._spin_credit <= 0:
-            self._spin_skipped += 1
-            if self._spin_skipped < config.SPIN_RETRY_WAITS:
-                return False
-            self._spin_skipped = 0
-        clock, has_input = time.monotonic_ns, self._peers.has_input
-        end_ns = clock() + config.SPIN_NS
-        while clock() < end_ns:
-            if has_input():
-                self._spin_credit = min(config.SPIN_CREDIT_MAX, self._spin_credit + 1)
-                return True
-        self._spin_credit -= 1
-        return False
 
     def _hand_out(self) -> None:
         while self._calls:
@@ -338,9 +320,7 @@ class Session:
         if not self.closing:
             self.lost_reason = reason
             self.closing = True
-            for task in list(self.outcomes.pending.values()):
-                self.outcomes.pending.pop(task.seq, None)
-                self.outcomes.fail(task, failures.encode_system("lost", f"the cluster has gone: {reason}"))
+            self.outcomes.fail_all(f"the cluster has gone: {reason}")
             if self.executor is not None:
                 self.executor.leave(reason)
 
@@ -391,6 +371,7 @@ class Session:
             self.printer.flush()
         self.driving.stop()
         self.driving.lock.acquire(timeout=5.0)
+        self.outcomes.fail_all("its session was shut down before it was there")
         self._peers.close(linger_ms=200)
         serialization.set_ref_hooks(None, None)
         self.arena_file.close()

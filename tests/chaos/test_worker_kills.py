@@ -128,7 +128,7 @@ def test_actor_that_is_killed_again_and_again(tmp_path, seed):
 
     actor = Squares.remote()
     with Killer(journal, seed, every=60, kills_max=3) as killer:
-        assert meshray.get([actor.square.remote(i) for i in range(300)], timeout=100) == [i * i for i in range(300)]
+        assert meshray.get([actor.square.remote(i) for i in range(6000)], timeout=100) == [i * i for i in range(6000)]
     assert killer.killed
     meshray.kill(actor)
 

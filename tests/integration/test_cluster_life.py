@@ -68,7 +68,7 @@ def test_init_is_a_context_manager(root):
 
 def test_refs_and_handles_of_an_ended_session_are_refused(fresh):
     fresh()
-    ref = identity.remote(1)
+    ref = identity.options(resources={"nobody_has_it": 1}).remote(1)
     earlier_actor = meshray.remote(type("A", (), {"ping": lambda self: 1})).remote()
     meshray.get(earlier_actor.ping.remote())
     meshray.shutdown()

@@ -34,7 +34,7 @@ class FakeSession:
         self.told: list[Any] = []
         self.warned: list[str] = []
         self.forgotten: list[str] = []
-        self.escaped: list[ObjectRef] = []
+        self.escaped: list[bytes] = []
         self.gone: set[str] = set()
         self.fresh: deque[SchedulingClass] = deque()
         self.happens: deque[Callable[[], object]] = deque()
@@ -44,7 +44,7 @@ class FakeSession:
         self.submitter = Submitter(session)
         self.references = References(session)
         self.objects = Objects(session)
-        self.lineage = SimpleNamespace(escaped=self.escaped.append)
+        self.lineage = SimpleNamespace(escaped=lambda ref: self.escaped.append(ref.binary()))
         self.driving = SimpleNamespace(try_step=self._step, until=self.block_until)
         self.arena = FakeArena()
         self._seq = 0

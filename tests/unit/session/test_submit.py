@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from meshray import config, failures
 from meshray.errors import TaskUnschedulableError, WorkerCrashedError
 from meshray.messages.node import Death, DeclareDemand, DemandStuck, LeaseLost, LeaseReclaimed, ReturnLease
@@ -43,7 +45,7 @@ def test_short_tasks_go_by_batches_up_to_the_depth() -> None:
     session.grant(klass, 1)
     batches = session.pushed()[1]
     assert [len(batch) for batch in batches] == [config.BATCH_TASKS_MAX, 100 - config.BATCH_TASKS_MAX]
-    assert sum(batches, []) == list(range(1, 101)), "in the order of submission"
+    assert list(chain(*batches)) == list(range(1, 101)), "in the order of submission"
     check(session, klass)
 
 
@@ -63,7 +65,7 @@ def test_a_worker_is_refilled_when_half_is_left() -> None:
     session.finish(1, list(range(1, 50)), mean_ns=SHORT_NS)
     assert session.pushed() == {}, "51 of 100 are left"
     session.finish(1, [50], mean_ns=SHORT_NS)
-    assert sum(session.pushed()[1], []) == list(range(101, 151))
+    assert list(chain(*session.pushed()[1])) == list(range(101, 151))
     check(session, klass)
 
 

@@ -1,0 +1,124 @@
+"""Stored values: what the node is told, and when memory is free again."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from meshray import config, failures
+from meshray.errors import ObjectLostError
+from meshray.messages.objects import FetchFailed, FetchObject, ObjectFetched, ObjectsFreed, ObjectsSealed, Sealed
+from meshray.messages.tasks import Location, Value
+from meshray.object_ref import DATA, FAILED, STORED, ObjectRef
+from meshray.session.objects import ARGUMENTS_RETURN
+from meshray.session.values import fill
+from meshray.store import layout
+from tests.unit.session.fake_session import PREFIX, FakeSession
+
+LARGE = b"v" * (config.INLINE_BYTES_MAX + 1)
+
+
+def put(session: FakeSession, value: Any, index: int = 1) -> ObjectRef:
+    ref = ObjectRef(_prefix=PREFIX, _index=index)
+    session.objects.put(ref, value)
+    return ref
+
+
+def test_small_values_stay_here_and_large_ones_go_to_the_arena() -> None:
+    session = FakeSession()
+    small, large = put(session, [1, 2]), put(session, LARGE, 2)
+    assert (small._state, large._state) == (DATA, STORED)
+    assert session.objects.read(small) == [1, 2]
+    assert len(session.arena.mine) == 1
+
+
+def test_what_lives_shortly_is_freed_without_a_word_to_the_node() -> None:
+    session = FakeSession()
+    ref = put(session, LARGE)
+    session.objects.flush(0)
+    del ref
+    session.told.clear()
+    other = put(session, LARGE, 2)
+    del other
+    session.objects.free_dropped()
+    assert list(session.arena.mine) == []
+    assert [type(message) for message in session.told] == [ObjectsFreed], "the first outlived a flush"
+
+
+def test_an_object_that_stays_is_sealed_once() -> None:
+    session = FakeSession()
+    ref = put(session, LARGE)
+    location = ref._value.location
+    for now_ns in (config.LINEAGE_FLUSH_NS, 2 * config.LINEAGE_FLUSH_NS):
+        session.objects.flush(now_ns)
+    session.references.info_of(ref)
+    assert session.take_sent(ObjectsSealed) == [
+        ObjectsSealed([Sealed(ref.binary(), location.offset, location.size_bytes, "me")])]
+
+
+def test_an_object_that_is_published_is_sealed_at_once() -> None:
+    session = FakeSession()
+    ref = put(session, LARGE)
+    session.references.info_of(ref)
+    session.objects.flush(config.LINEAGE_FLUSH_NS)
+    assert len(session.take_sent(ObjectsSealed)) == 1
+
+
+def test_an_own_object_on_another_node_is_freed_there() -> None:
+    session = FakeSession()
+    ref = ObjectRef(_prefix=PREFIX, _index=1)
+    identity = ref.binary()
+    session.references.take(ref, Value(None, Location("node-2", 64, 100)), owned=True)
+    del ref
+    session.objects.free_dropped()
+    assert session.told == [ObjectsFreed([identity], "node-2")]
+
+
+def test_a_borrowed_object_is_not_freed_by_its_borrower() -> None:
+    session = FakeSession()
+    ref = session.references.restore(b"x" * 18, "other", "ipc://other")
+    fill(ref, Value(None, Location("node-1", 64, 100)), None)
+    del ref
+    session.objects.free_dropped()
+    assert session.told == []
+
+
+def test_the_arguments_of_a_task_are_an_object_with_a_name_of_its_own() -> None:
+    session = FakeSession()
+    task, = session.new_tasks(session.new_class(), 1)
+    blob = session.objects.blob(task, SimpleNamespace(data=LARGE, buffers=[]))  # type: ignore[arg-type]
+    assert blob._return == 0 and int.from_bytes(blob.binary()[-2:], "big") == ARGUMENTS_RETURN
+    assert len(session.take_sent(ObjectsSealed)) == 1
+
+
+def remote(session: FakeSession) -> ObjectRef:
+    ref = ObjectRef(_prefix=PREFIX, _index=1)
+    session.references.take(ref, Value(None, Location("node-2", 64, 100)), owned=True)
+    return ref
+
+
+def test_a_remote_object_is_fetched_once_and_read_from_the_own_arena(monkeypatch: Any) -> None:
+    session: Any = FakeSession()
+    ref = remote(session)
+    pinned: list[tuple[int, int]] = []
+    session.arena_file = SimpleNamespace(pin=lambda offset, size_bytes, keep: pinned.append((offset, size_bytes)))
+    monkeypatch.setattr(layout, "parse", lambda view: (b"", []))
+    session.happens.append(lambda: session.objects.on_fetched(ObjectFetched(ref.binary(), Location("node-1", 0, 100))))
+    session.objects._view(ref)
+    assert session.told == [FetchObject(ref.binary(), Location("node-2", 64, 100), "me")]
+    assert pinned == [(0, 100)]
+    assert ref._value.location.node == "node-2", "the first copy is the one that is freed"
+
+
+def test_a_remote_object_that_cannot_be_had_is_lost() -> None:
+    session = FakeSession()
+    ref = remote(session)
+    session.happens.append(lambda: session.objects.on_fetch_failed(FetchFailed(ref.binary(), "its node is gone")))
+    try:
+        session.objects.read(ref)
+    except ObjectLostError as error:
+        assert "its node is gone" in str(error)
+    else:
+        raise AssertionError("reading a lost object must raise")
+    assert ref._state == FAILED
+    assert isinstance(failures.decode(ref._value), ObjectLostError)
