@@ -215,7 +215,7 @@ class ActorClass:
                        for _, member in inspect.getmembers(self._cls, inspect.isfunction))
 
         def create() -> None:
-            entry = session.references.entry_of(task)
+            entry = session.references.entry_of(task, "")
             session.actors.create(ActorSpec(
                 actor, session.name, session.endpoint, session.context().job, self._class_id, self.__name__, entry,
                 options.actor_place_resources(chosen), options.actor_run_resources(chosen), chosen.max_restarts,

@@ -105,6 +105,9 @@ ARENA_BYTES_LEAST = 1 * MIB
 EXTENT_BYTES = 32 * MIB
 """Granularity of arena leases: large enough that 1 MiB values rarely ask, small enough for many clients."""
 
+FREED_BYTES_MAX = 8 * MIB
+"""Objects that died are reported to nodes in batches, every few milliseconds or after so many bytes."""
+
 CHUNK_BYTES = 1 * MIB
 """Content-addressed chunk of a transfer: blake3 runs at full width from 16 KiB, and a lost chunk costs 1 MiB."""
 

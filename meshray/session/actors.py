@@ -144,7 +144,7 @@ class Actors:
             link.order += 1
             link.outstanding[task.seq] = task
             if task.slots or task.refs or task.blob:
-                entry = references.entry_of(task)
+                entry = references.entry_of(task, link.node)
                 entries.append(CallEntry(task.seq, task.index, link.order, task.method, task.args, entry.arguments,
                                          task.refs, task.num_returns, entry.args_location, task.group,
                                          task.retry_exceptions))

@@ -69,6 +69,7 @@ class Extents:
     def surplus_wanted(self, message: SurplusWanted) -> None:
         """Others need room. (leader)"""
         self._session.objects.free_dropped()
+        self._session.objects.send_freed()
         self._give_back(everything=True)
 
     def tick(self, now_ns: int) -> None:

@@ -41,6 +41,8 @@ class Objects:
         self._fetching: dict[bytes, list[ObjectRef]] = {}
         self._unsealed: deque[weakref.ref[ObjectRef]] = deque()
         self._survey_ns = 0
+        self._freed: deque[tuple[str, bytes]] = deque()
+        self._freed_bytes = 0
 
     # --- storing -------------------------------------------------------------------------------------------------
 
@@ -73,7 +75,7 @@ class Objects:
         identity = object_id(task_id(task.prefix, task.index), ARGUMENTS_RETURN)
         ref = ObjectRef(_id=identity, _state=STORED)
         ref._value = Stored(identity, self.store(serialized), self.dropped, sealed=False)
-        self._session.references.info_of(ref)
+        self._session.references.known[identity] = weakref.ref(ref)
         return ref
 
     def seal_ref(self, ref: ObjectRef) -> None:
@@ -83,14 +85,22 @@ class Objects:
             stored.sealed = True
             self.seal(stored.object, stored.location, self._session.name)
 
+    def seal_now(self, ref: ObjectRef) -> None:
+        """Like ``seal_ref``, but with this turn's sends: what is sent next may lead another node to the object. (leader)"""
+        stored: Stored = ref._value
+        if not stored.sealed:
+            stored.sealed = True
+            location = stored.location
+            self._session.to_node(ObjectsSealed([Sealed(stored.object, location.offset, location.size_bytes,
+                                                        self._session.name)]))
+
     def seal(self, identity: bytes, location: Location, owner: str) -> None:
         """Tell the node of a complete object and whose it is. Any thread."""
         sealed = ObjectsSealed([Sealed(identity, location.offset, location.size_bytes, owner)])
         self._session.later(lambda: self._session.to_node(sealed))
 
     def free_dropped(self) -> None:
-        """Free own stored objects whose last reference died; others are told in the next turn. Any thread."""
-        freed: dict[str, list[bytes]] = {}
+        """Free own stored objects whose last reference died; nodes are told in batches. Any thread."""
         while self.dropped:
             try:
                 ghost = self.dropped.popleft()
@@ -100,10 +110,26 @@ class Objects:
             local = location.node == self._session.node
             if local and self._session.arena.release(location.offset) and not ghost.sealed:
                 continue
-            freed.setdefault(location.node, []).append(ghost.object)
-        for node, objects in freed.items():
-            message = ObjectsFreed(objects, node)
-            self._session.later(lambda message=message: self._session.to_node(message))  # type: ignore[misc]
+            self._freed.append((location.node, ghost.object))
+            self._freed_bytes += location.size_bytes
+        if self._freed_bytes > config.FREED_BYTES_MAX:
+            self._freed_bytes = 0
+            self._session.later(self.send_freed)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether ``send_freed`` has something to send."""
+        return bool(self._freed)
+
+    def send_freed(self) -> None:
+        """Tell the nodes of the objects that were freed. (leader)"""
+        self._freed_bytes = 0
+        nodes: dict[str, list[bytes]] = {}
+        while self._freed:
+            node, identity = self._freed.popleft()
+            nodes.setdefault(node, []).append(identity)
+        for node, objects in nodes.items():
+            self._session.to_node(ObjectsFreed(objects, node))
 
     # --- reading -------------------------------------------------------------------------------------------------
 

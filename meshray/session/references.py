@@ -86,8 +86,10 @@ class References:
         self.info_of(ref)
         return Value(None, ref._value.local or ref._value.location, refs, ref.binary())
 
-    def entry_of(self, task: Task) -> TaskEntry:
-        """Return the wire form of a task whose reference arguments all have values. (leader)"""
+    def entry_of(self, task: Task, node: str) -> TaskEntry:
+        """Return the wire form, for a worker of ``node``, of a task whose reference arguments all have values. (leader)"""
+        if task.blob is not None and node != self._session.node and task.pins:
+            self._session.objects.seal_now(task.pins[-1])
         return TaskEntry(task.seq, task.index, task.args, self.arguments_of(task), task.refs,
                          task.blob.location if task.blob is not None else None)
 
@@ -179,6 +181,8 @@ class References:
                     lost.append(identity)
                     continue
                 entry = self.held[identity] = (ref, set())
+                if ref._state == STORED:
+                    self._session.objects.seal_now(ref)
             entry[1].add(holder)
         self._session.send(route, HoldsRegistered(message.cookie, lost))
 

@@ -190,6 +190,8 @@ class Session:
         now_ns = self.now_ns
         self._check_node()
         self.objects.flush(now_ns)
+        if self.objects.waiting:
+            self.objects.send_freed()
         self.references.forget_dead()
         self.submitter.sweep(now_ns)
         self.lineage.flush(now_ns)
@@ -204,7 +206,7 @@ class Session:
 
     def until_deadline_ms(self) -> int:
         """Return how long a turn may sleep. (leader)"""
-        if self.submitter.leases or self.lineage.waiting or self.tables.busy:
+        if self.submitter.leases or self.lineage.waiting or self.tables.busy or self.objects.waiting:
             return 10 if self.outcomes.pending or self.submitter.leases else 100
         return 1000
 

@@ -113,8 +113,10 @@ class Submitter:
             task.state = PUSHED
             task.lease = lease
             outstanding[task.seq] = task
-            entries.append(self._session.references.entry_of(task) if task.slots or task.refs or task.blob else
-                           TaskEntry(task.seq, task.index, task.args))
+            if task.slots or task.refs or task.blob:
+                entries.append(self._session.references.entry_of(task, lease.node))
+            else:
+                entries.append(TaskEntry(task.seq, task.index, task.args))
         self._session.send(lease.route, PushTasks(
             lease.number, klass.function, klass.name, first.prefix, klass.num_returns, entries,
             self._session.job, first.attempt, lease.gpus, klass.max_calls, self._session.endpoint,

@@ -41,6 +41,7 @@ def test_what_lives_shortly_is_freed_without_a_word_to_the_node() -> None:
     other = put(session, LARGE, 2)
     del other
     session.objects.free_dropped()
+    session.objects.send_freed()
     assert list(session.arena.mine) == []
     assert [type(message) for message in session.told] == [ObjectsFreed], "the first outlived a flush"
 
@@ -71,7 +72,20 @@ def test_an_own_object_on_another_node_is_freed_there() -> None:
     session.references.take(ref, Value(None, Location("node-2", 64, 100)), owned=True)
     del ref
     session.objects.free_dropped()
+    assert session.told == [], "the news waits for others"
+    session.objects.send_freed()
     assert session.told == [ObjectsFreed([identity], "node-2")]
+    assert not session.objects.waiting
+
+
+def test_news_of_many_freed_bytes_does_not_wait() -> None:
+    session = FakeSession()
+    ref = ObjectRef(_prefix=PREFIX, _index=1)
+    large = Location("node-2", 64, config.FREED_BYTES_MAX + 1)
+    session.references.take(ref, Value(None, large), owned=True)
+    del ref
+    session.objects.free_dropped()
+    assert len(session.take_sent(ObjectsFreed)) == 1
 
 
 def test_a_borrowed_object_is_not_freed_by_its_borrower() -> None:
@@ -80,6 +94,7 @@ def test_a_borrowed_object_is_not_freed_by_its_borrower() -> None:
     fill(ref, Value(None, Location("node-1", 64, 100)), None)
     del ref
     session.objects.free_dropped()
+    session.objects.send_freed()
     assert session.told == []
 
 
@@ -87,8 +102,14 @@ def test_the_arguments_of_a_task_are_an_object_with_a_name_of_its_own() -> None:
     session = FakeSession()
     task, = session.new_tasks(session.new_class(), 1)
     blob = session.objects.blob(task, SimpleNamespace(data=LARGE, buffers=[]))  # type: ignore[arg-type]
-    assert blob._return == 0 and int.from_bytes(blob.binary()[-2:], "big") == ARGUMENTS_RETURN
-    assert len(session.take_sent(ObjectsSealed)) == 1
+    task.pins = [blob]
+    task.blob = session.references.value_of(blob)
+    assert int.from_bytes(blob.binary()[-2:], "big") == ARGUMENTS_RETURN
+    assert session.references.entry_of(task, "node-1").args_location == blob._value.location
+    assert session.take_sent(ObjectsSealed) == [], "a worker of the own node finds it by its place"
+    for _ in range(2):
+        session.references.entry_of(task, "node-2")
+    assert len(session.take_sent(ObjectsSealed)) == 1, "another node asks ours for it by name"
 
 
 def remote(session: FakeSession) -> ObjectRef:
