@@ -86,7 +86,7 @@ class Objects:
             self.seal(stored.object, stored.location, self._session.name)
 
     def seal_now(self, ref: ObjectRef) -> None:
-        """Like ``seal_ref``, but with this turn's sends: what is sent next may lead another node to the object. (leader)"""
+        """Like ``seal_ref``, but at once: what is sent next may lead another node to the object. (leader)"""
         stored: Stored = ref._value
         if not stored.sealed:
             stored.sealed = True

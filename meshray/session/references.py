@@ -87,7 +87,7 @@ class References:
         return Value(None, ref._value.local or ref._value.location, refs, ref.binary())
 
     def entry_of(self, task: Task, node: str) -> TaskEntry:
-        """Return the wire form, for a worker of ``node``, of a task whose reference arguments all have values. (leader)"""
+        """Return the wire form of a task, for a worker of ``node``; its reference arguments have values. (leader)"""
         if task.blob is not None and node != self._session.node and task.pins:
             self._session.objects.seal_now(task.pins[-1])
         return TaskEntry(task.seq, task.index, task.args, self.arguments_of(task), task.refs,
