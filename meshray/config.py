@@ -70,7 +70,7 @@ HEARTBEAT_NS = 100 * MILLISECOND_NS
 SUSPICION_NS = 3 * SECOND_NS
 """A node unheard of this long is given up. Far above any stall seen at 100 % CPU."""
 
-WORKER_IDLE_NS = 10 * SECOND_NS
+WORKER_IDLE_NS = 2 * SECOND_NS
 """Idle workers above the number of CPUs are ended after this."""
 
 WORKER_START_TIMEOUT_NS = 20 * SECOND_NS

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from meshray import failures, serialization
+from meshray import config, failures, serialization
 from meshray.messages.objects import (
     HoldersDied,
     HoldObjects,
@@ -41,6 +41,9 @@ _NONE = Value()
 _KNOWN_MIN = 1024
 """Known references below which the dead among them are left alone; above, they go when their number has doubled."""
 
+_DEAD_MAX = 10_000
+"""Dead owners remembered."""
+
 
 class References:
     """The references of one session that other processes know of."""
@@ -56,6 +59,9 @@ class References:
         self._asked: dict[int, tuple[list[ObjectRef], Any]] = {}
         self._cookie = 0
         self._resolving: dict[bytes, ObjectRef] = {}
+        self._repeat_ns = 0
+        self._dead: dict[str, None] = {}
+        """Processes that ended lately, oldest first: a reference to what they owned may still arrive."""
         self._questions: dict[bytes, set[bytes]] = {}
         self._known_live = _KNOWN_MIN
 
@@ -208,6 +214,9 @@ class References:
     def on_holders_died(self, message: HoldersDied) -> None:
         """Processes are gone: their holds end, and what they owned is lost. (leader)"""
         gone = set(message.processes)
+        self._dead.update(dict.fromkeys(message.processes))
+        while len(self._dead) > _DEAD_MAX:
+            del self._dead[next(iter(self._dead))]
         for identity, (_, holders) in list(self.held.items()):
             for holder in holders & gone:
                 self._unhold(identity, holder)
@@ -234,11 +243,23 @@ class References:
             identity = ref.binary()
             if ref._owner is None or ref._state != PENDING or identity in self._resolving:
                 continue
+            if ref._owner.owner in self._dead:
+                self._lose([ref], "its owner died", kind="owner_died")
+                continue
             self._resolving[identity] = ref
             route = self._session.connect(ref._owner.owner, ref._owner.endpoint)
             owners.setdefault(route, []).append(identity)
         for route, identities in owners.items():
             self._session.send(route, ResolveObjects(identities))
+
+    def tick(self, now_ns: int) -> None:
+        """Ask again what was not answered for a second, forget references that died. (leader)"""
+        self.forget_dead()
+        if self._resolving and now_ns >= self._repeat_ns:
+            self._repeat_ns = now_ns + config.SECOND_NS
+            waiting = list(self._resolving.values())
+            self._resolving.clear()
+            self.resolve(waiting)
 
     def on_resolve(self, route: bytes, message: ResolveObjects) -> None:
         """A borrower asks for values: answer now, or when they are there. (leader)"""

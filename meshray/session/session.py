@@ -192,7 +192,7 @@ class Session:
         self.objects.flush(now_ns)
         if self.objects.waiting:
             self.objects.send_freed()
-        self.references.forget_dead()
+        self.references.tick(now_ns)
         self.submitter.sweep(now_ns)
         self.lineage.flush(now_ns)
         self.actors.recheck(now_ns)
