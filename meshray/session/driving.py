@@ -146,7 +146,10 @@ class Driving:
         follower = Follower(done)
         self._followers.append(follower)
         try:
-            self.wake()
+            # Also if no turn is running: a background leader that has just looked for us is about to sleep.
+            if not self._woken:
+                self._woken = True
+                os.eventfd_write(self.wake_fd, 1)
             if not self.lock.locked() or done():
                 return
             timeout_s = _FOLLOWER_RECHECK_S
