@@ -25,12 +25,15 @@ class Network:
         self.driving = Driving(self.step, self.hand_out)
         self.happens: deque[Callable[[], object]] = deque()
         self.leaders: list[int] = []
+        self.led = threading.Condition()
         self.handed_out = 0
         self.sleeping = threading.Event()
         """Set when a leader is about to sleep."""
 
     def step(self, timeout_ms: int) -> None:
-        self.leaders.append(threading.get_ident())
+        with self.led:
+            self.leaders.append(threading.get_ident())
+            self.led.notify_all()
         if timeout_ms and not self.happens:
             self.sleeping.set()
             assert select.select([self.driving.wake_fd], [], [], PATIENCE_S)[0], "nobody woke the leader"
@@ -187,13 +190,13 @@ def test_the_background_thread_leads_when_nobody_else_does_and_gives_way(network
     background = network.leaders[0]
     assert background != threading.get_ident()
     seen: list[int] = []
-    follower = following(network)
     network.bring(lambda: seen.append(1))
-    while threading.get_ident() not in network.leaders and follower.ident not in network.leaders:
-        assert network.sleeping.wait(PATIENCE_S)
-    assert network.leaders[-1] == follower.ident
-    network.bring(lambda: setattr(follower, "flag", True))
-    assert follower.finish()
+    waiter = Waiter(network.driving)
+    with network.led:
+        assert network.led.wait_for(lambda: waiter.ident in network.leaders, PATIENCE_S), "the thread gave no way"
+    assert seen == [1]
+    network.bring(lambda: setattr(waiter, "flag", True))
+    assert waiter.finish()
 
 
 def test_sending_is_half_a_turn(network: Network) -> None:
