@@ -85,9 +85,6 @@ STDERR_TAIL_LINES = 20
 LOG_POLL_NS = 100 * MILLISECOND_NS
 """How often a node looks at its workers' output files."""
 
-DRIVER_GONE_NS = 5 * SECOND_NS
-"""An embedded cluster is wholly gone this long after its driver died."""
-
 # --- objects -----------------------------------------------------------------------------------------------------
 
 ARENA_SHARE = 0.3
