@@ -1,0 +1,258 @@
+"""Hosts on one machine: network namespaces on a bridge, each with a link of a given rate, directories and a home.
+
+*Shell (ip, tc, nft, nsenter, mount).* Runs as root in perf programs and tests. Needs only the standard library.
+
+1. Each host has an address on a bridge that lies in a namespace of its own, the hub: nothing touches the machine's own
+   network, so any number of instances run side by side. The hub has an address too, for whoever launches from outside.
+2. Namespaces part networks, not file systems or process ids: each host has a run root, a state directory and a home of
+   its own, and ``run`` sets them. Hosts that shared a run root would meet over ipc sockets.
+3. ``close`` ends every process in the namespaces and removes all that was made, at the latest when the program exits.
+   What a killed program left goes when the next instance is made.
+
+Source: tc-tbf(8). A burst of 256 KiB lets segments of 64 KiB through whole; with 20 ms of queue one TCP connection
+between two hosts capped at 1 Gbit/s carried 0.957 of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+HOSTS_MAX = 100
+TOOLS = ("ip", "tc", "nsenter")
+NETWORK = "10.77.0"
+HUB_ADDRESS = f"{NETWORK}.254"
+END_S = 5.0
+
+_serials = itertools.count()
+_LEFTOVER = re.compile(r"mr(\d+)-\d+(-\w+)?")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host: its name, its address, the namespace that is its network, and the folder of all its directories."""
+
+    name: str
+    address: str
+    namespace: str
+    root: Path
+
+    @property
+    def run_root(self) -> Path:
+        """Where this host's clusters keep their run directories."""
+        return self.root / "run"
+
+    @property
+    def state(self) -> Path:
+        """The host's state directory."""
+        return self.root / "state"
+
+    @property
+    def home(self) -> Path:
+        """The home of the host's user."""
+        return self.root / "home"
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """Return the variables of a program that runs on this host: ours, with the host's own directories."""
+        foreign = ("MESHRAY_", "XDG_", "SSH_")
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        return {**ours, "HOME": str(self.home), "MESHRAY_RUN_ROOT": str(self.run_root), **extra}
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """Return the command that runs ``arguments`` in this host's network; the process keeps its pid."""
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *arguments]
+
+
+@cache
+def possible() -> str:
+    """Return why hosts cannot be made here, or nothing when they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        return f"{', '.join(missing)} is missing: apt-get install iproute2 util-linux"
+    try:
+        Hosts(1, mbit=100).close()
+    except (subprocess.CalledProcessError, OSError) as error:
+        return f"network namespaces cannot be made here: {getattr(error, 'stderr', None) or error}"
+    return ""
+
+
+class Hosts(Sequence[Host]):
+    """``count`` hosts whose links carry ``mbit`` Mbit/s in each direction (None: no cap). Use it in ``with``."""
+
+    def __init__(self, count: int, *, mbit: float | None = None) -> None:
+        """Make the hosts. Raise CalledProcessError, with what the tool said, where that is not possible."""
+        assert 1 <= count <= HOSTS_MAX, f"from 1 to {HOSTS_MAX} hosts are possible, not {count}"
+        sweep()
+        prefix = f"mr{os.getpid()}-{next(_serials)}"
+        self.root = Path(tempfile.gettempdir(), prefix)
+        self._processes: list[subprocess.Popen[Any]] = []
+        self._closed = False
+        self.hub = Host("hub", HUB_ADDRESS, f"{prefix}-hub", self.root / "hub")
+        self._hosts = [Host(f"h{index}", f"{NETWORK}.{index + 1}", f"{prefix}-h{index}", self.root / f"h{index}")
+                       for index in range(count)]
+        atexit.register(self.close)
+        try:
+            self._make(mbit)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self, mbit: float | None) -> None:
+        self.root.mkdir(mode=0o700)
+        for host in (self.hub, *self._hosts):
+            for directory in (host.run_root, host.state, host.home):
+                directory.mkdir(mode=0o700, parents=True)
+            _run("ip", "netns", "add", host.namespace)
+            _run("ip", "-n", host.namespace, "link", "set", "lo", "up")
+        hub = self.hub.namespace
+        _batch(hub, "link add bridge0 type bridge", f"addr add {HUB_ADDRESS}/24 dev bridge0", "link set bridge0 up")
+        for host in self._hosts:
+            port = f"port-{host.name}"
+            _batch(hub, f"link add {port} type veth peer name eth0 netns {host.namespace}",
+                   f"link set {port} master bridge0", f"link set {port} up")
+            _batch(host.namespace, f"addr add {host.address}/24 dev eth0", "link set eth0 up",
+                   f"route add default via {HUB_ADDRESS}")
+            if mbit is not None:
+                cap = ("root", "tbf", "rate", f"{mbit:g}mbit", "burst", "256k", "latency", "20ms")
+                _run("tc", "-n", hub, "qdisc", "add", "dev", port, *cap)
+                _run("tc", "-n", host.namespace, "qdisc", "add", "dev", "eth0", *cap)
+
+    def __len__(self) -> int:
+        return len(self._hosts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._hosts[index]
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter(self._hosts)
+
+    def run(self, host: Host, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None,
+            **options: Any) -> subprocess.Popen[Any]:
+        """Start a program on ``host``; ``environment`` adds variables, ``options`` are those of Popen."""
+        variables = host.environment(**(environment or {}))
+        process = subprocess.Popen(host.command(arguments), env=variables, **options)
+        self._processes.append(process)
+        return process
+
+    def pids(self, host: Host) -> list[int]:
+        """Return the processes that run in the network of ``host``, whoever started them."""
+        found = subprocess.run(["ip", "netns", "pids", host.namespace], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def kill(self, host: Host, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to every process of ``host``; SIGKILL is repeated until none is left, as in a power cut."""
+        deadline = time.monotonic() + END_S
+        while pids := self.pids(host):
+            for pid in pids:
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    continue
+            for process in self._processes:
+                process.poll()
+            if number != signal.SIGKILL:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"processes {pids} in {host.namespace} do not end after SIGKILL")
+            time.sleep(0.01)
+
+    def cut(self, source: Host, target: Host, *, one_way: bool = False) -> None:
+        """Drop all that ``source`` sends to ``target``, and what it answers unless ``one_way``, until ``heal``."""
+        rules = ("add table inet cut", "add chain inet cut input { type filter hook input priority 0; }",
+                 f"add rule inet cut input ip saddr {source.address} drop")
+        _run(*target.command(["nft", "-f", "-"]), text="\n".join(rules) + "\n")
+        if not one_way:
+            self.cut(target, source, one_way=True)
+
+    def heal(self) -> None:
+        """End every ``cut``."""
+        for host in (self.hub, *self._hosts):
+            _run(*host.command(["nft", "-f", "-"]), text="add table inet cut\ndelete table inet cut\n")
+
+    def small_disk(self, directory: Path, size_bytes: int) -> None:
+        """Let ``directory`` of a host be a file system of this size, until ``close``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        _run("mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=0700", "meshray-test", str(directory))
+
+    def close(self) -> None:
+        """End every process and remove all. Twice is a no-op."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        for host in (self.hub, *self._hosts):
+            self.kill(host)
+        for process in self._processes:
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        for host in (self.hub, *self._hosts):
+            subprocess.run(["ip", "netns", "delete", host.namespace], capture_output=True)
+        _remove(self.root)
+
+    def __enter__(self) -> Hosts:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def sweep() -> None:
+    """Remove what killed programs left: their namespaces with all processes in them, and their directories."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True)
+    for name in (line.split()[0] for line in listed.stdout.splitlines()):
+        if _is_leftover(name):
+            pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
+            for pid in map(int, pids.stdout.split()):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+    for path in Path(tempfile.gettempdir()).glob("mr*"):
+        if _is_leftover(path.name):
+            _remove(path)
+
+
+def _is_leftover(name: str) -> bool:
+    match = _LEFTOVER.fullmatch(name)
+    return match is not None and not os.path.exists(f"/proc/{match[1]}")
+
+
+def _remove(root: Path) -> None:
+    """Remove the directories of all hosts, with what is mounted in them and the arenas that belong to them."""
+    for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+        mounted = line.split()[1]
+        if mounted.startswith(f"{root}/"):
+            subprocess.run(["umount", "-l", mounted], capture_output=True)
+    for run in root.glob("*/run"):
+        # An arena's name ends in this sum of its run root, see run_dirs.arena_path.
+        for arena in Path("/dev/shm").glob(f"meshray-*-{zlib.crc32(str(run).encode()):08x}"):
+            arena.unlink(missing_ok=True)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _batch(namespace: str, *commands: str) -> None:
+    _run("ip", "-n", namespace, "-batch", "-", text="\n".join(commands) + "\n")
+
+
+def _run(*command: str, text: str = "") -> None:
+    subprocess.run(command, input=text, text=True, capture_output=True, check=True)
