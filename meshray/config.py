@@ -24,6 +24,23 @@ TURN_MESSAGES_MAX = 256
 HANDSHAKE_TIMEOUT_NS = 10 * SECOND_NS
 """A peer that connects and says nothing is dropped after this."""
 
+NETWORK_FRAME_BYTES_MAX = 72 * MIB
+"""Largest frame accepted over TCP; above it the connection is dropped. The largest that we send is a value of the
+control store (64 MiB); objects go by the bulk plane."""
+
+NETWORK_HANDSHAKE_NS = 5 * SECOND_NS
+"""Who connects over TCP and has not proved its key after this is dropped: bounds what strangers can hold open."""
+
+NETWORK_HEARTBEAT_NS = 1 * SECOND_NS
+"""ZeroMQ's own heartbeats on TCP: they show that the other process lives even while its Python is busy."""
+
+NETWORK_SILENCE_NS = 8 * SECOND_NS
+"""A TCP connection on which no answer to a heartbeat came for this long is dropped. Above SUSPICION_NS: who is given up
+is decided by the schedulers, this only frees what the connection holds."""
+
+REFUSED_KEYS_TOLD_MAX = 1_000
+"""Refused keys that a gate remembers so that each is logged once, not at every attempt."""
+
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 INLINE_BYTES_MAX = 100 * KIB

@@ -175,6 +175,10 @@ class ClusterNotFoundError(MeshrayError, ConnectionError):
     """No cluster is at the address."""
 
 
+class KeyFileError(MeshrayError):
+    """A key file is missing, no key file, or open to others."""
+
+
 class WorkerCrashedError(MeshrayError):
     """The worker died while it ran the task; the message has pid, node, signal and its last words."""
 

@@ -22,6 +22,30 @@ import msgspec
 from meshray.messages.node import Shard
 
 
+class Network(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How a node is reached from other machines, and whom it lets in. Two ports: one for control, one for bulk data."""
+
+    bind: str = "127.0.0.1"
+    """Host to listen on: an address of this machine, ``0.0.0.0`` or ``::`` for all."""
+    advertise: str = ""
+    """Host that others are told to connect to; empty: the same as ``bind``."""
+    control_port: int = 0
+    """Port of the control plane; 0 is any free one (``node.json`` has it then)."""
+    bulk_port: int = 0
+    """Port of the bulk plane; 0 is any free one."""
+    key_file: str
+    """This node's key pair (``transport.curve.KeyPair``), mode 0600."""
+    allowed: dict[str, str] = {}
+    """Whom the node lets in from the start: name -> public key in hexadecimal. Later changes come by the table of
+    keys."""
+    seeds: dict[str, str] = {}
+    """Nodes that host shards and global schedulers: node name -> ``tcp://host:port#key``. Their ports must be set."""
+    bulk_encryption: bool = True
+    """False only on a network whose every machine is trusted: chunks then travel readable, but still verified."""
+    connect_only: bool = False
+    """Whether others cannot connect to this node (a driver behind a firewall): it opens all connections itself."""
+
+
 class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Everything a node's processes need to know at birth. Resources in units (floats), sizes in bytes."""
 
@@ -48,6 +72,8 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Modules that the zygote imports so that workers share them (numpy, when the driver uses it)."""
     environment: dict[str, str] = {}
     labels: dict[str, str] = {}
+    network: Network | None = None
+    """None: a cluster of one machine, which listens on Unix sockets only."""
 
 
 class NodeFile(msgspec.Struct, kw_only=True):
@@ -60,6 +86,8 @@ class NodeFile(msgspec.Struct, kw_only=True):
     endpoint: str
     arena_path: str
     pids: dict[str, int]
+    control: str = ""
+    """``tcp://host:port#key`` of a node with a network."""
 
 
 class ClusterFile(msgspec.Struct, kw_only=True):

@@ -38,7 +38,7 @@ LATE_UPWARD = {
 SUBSYSTEMS = ("meshray.gcs", "meshray.sched", "meshray.store")
 
 DOORS = {
-    "zmq": ["meshray/transport/sockets.py"],
+    "zmq": ["meshray/transport/"],
     "lmdb": ["meshray/gcs/storage.py"],
     "mmap": ["meshray/store/arena_file.py"],
     "ctypes": ["meshray/store/arena_file.py", "meshray/processes/"],
@@ -57,7 +57,7 @@ IMPURE = {
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "base", "misc"}
 NAMES_ALLOWED = {"meshray/messages/base.py": "the root of the messages", "meshray/util/__init__.py": "Ray's name"}
-ENTRY_POINTS = ("meshray.cli.main", "meshray.exceptions", "meshray.util", "meshray.version")
+ENTRY_POINTS = ("meshray.cli.main", "meshray.exceptions", "meshray.util", "meshray.version", "meshray.transport.curve")
 """Modules that users or the installer import, with all below them."""
 UNIT_CONSTANTS = {"MILLISECOND_NS", "SECOND_NS", "KIB", "MIB", "GIB"}
 
