@@ -23,9 +23,10 @@ perf: ## run the benchmarks of meshray alone
 compare: ## run the rows on meshray and PEER alternately (PEER=ray|dask|pool)
 	$(PYTHON) -m perf.compare --peer $(PEER)
 
-nightly: ## the long checks: a million tasks, a spinning driver, all rows against PEER
+nightly: ## the long checks: a million tasks, a spinning driver, a million seeds, all rows against PEER
 	$(PYTHON) -m perf.flat_memory
 	$(PYTHON) -m perf.spinning
+	$(PYTHON) -m tests.sim.gcs_seeds --seeds 1000000
 	$(PYTHON) -m perf.compare --peer $(PEER)
 
 demo: ## train CartPole on a two-node local cluster

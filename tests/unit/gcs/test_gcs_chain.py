@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gcs_world import MEMBER, SHARD, DictDisk
 
 from meshray.gcs import limits
 from meshray.gcs.chain import ChainMember, WrongChain
@@ -36,13 +35,17 @@ from meshray.messages.gcs import (
     WrongEpoch,
 )
 from meshray.messages.node import Leave, Ping, Pong, Shard
+from tests.sim.gcs_sim.disk import Disk
+
+MEMBER = "shard-0-0"
+SHARD = Shard(1, [(MEMBER, "ipc://shard-0-0")])
 
 
 class Bench:
     """A member on a disk in memory, turn by turn."""
 
     def __init__(self) -> None:
-        self.disk = DictDisk()
+        self.disk = Disk()
         self.now_ns = 0
         self.member = self.start()
 
@@ -129,7 +132,7 @@ def test_other_epochs_change_nothing() -> None:
 
 
 def test_a_member_is_what_it_can_be() -> None:
-    disk = DictDisk()
+    disk = Disk()
     for shard, recovered, reason in (
         (Shard(1, [("other", "x")]), Recovered(), "is not in the chain"),
         (Shard(1, [(MEMBER, "x")]), Recovered(epoch=2), "has seen epoch 2"),

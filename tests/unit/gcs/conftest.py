@@ -1,8 +1,0 @@
-"""Lets the unit tests of the control store use the disk in memory of its simulation."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[2] / "sim"))
