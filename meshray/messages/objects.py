@@ -7,6 +7,7 @@ Dialogs::
     borrower -> owner    HoldObjects             -> HoldsRegistered     before the sender of a ref lets go of it
     borrower -> owner    ReleaseObjects
     borrower -> owner    ResolveObjects          -> ObjectResolved, one by one, when each has a value
+    session -> node      CheckProcesses          -> HoldersDied, if any of them is gone
 
     session -> node      RequestExtent           -> ExtentGranted | ExtentRefused
     session -> node      ReturnExtents
@@ -28,10 +29,12 @@ from meshray.messages.tasks import Location, Value
 
 
 class HoldObjects(Message, tag=100):
-    """borrower -> owner. I hold these objects. Answered by HoldsRegistered with the same ``cookie``. Idempotent."""
+    """borrower -> owner. I hold these objects. ``home`` is what the endpoints of my node's processes have in common.
+    Answered by HoldsRegistered with the same ``cookie``. Idempotent; repeated while waiting."""
 
     objects: list[bytes]
     cookie: int
+    home: str = ""
 
 
 class HoldsRegistered(Message, tag=101):
@@ -96,7 +99,7 @@ class ReturnExtents(Message, tag=108):
 
 
 class Sealed(Part):
-    """An object that is complete: its id and where it lies in the arena."""
+    """An object that is complete: its id, where it lies in the arena, and the endpoint of its owner."""
 
     object: bytes
     offset: int
@@ -125,8 +128,8 @@ class RangesFreed(Message, tag=111):
 
 
 class FetchObject(Message, tag=112):
-    """session -> node. Bring this object from where it lies into our arena. Answered by ObjectFetched or
-    FetchFailed. Idempotent by object."""
+    """session -> node. Bring this object from where it lies into our arena. ``owner`` is the endpoint of its owner.
+    Answered by ObjectFetched or FetchFailed. Idempotent by object."""
 
     object: bytes
     location: Location
@@ -185,9 +188,16 @@ class Chunk(Message, tag=119):
 
 
 class HoldersDied(Message, tag=120):
-    """node -> sessions. These processes are gone: forget their holds, and fail what you wait for from them."""
+    """node -> its sessions and the other nodes. These processes are gone, and all that lived at these ``homes`` (what
+    the endpoints of one node's processes have in common): forget their holds, fail what you wait for from them, free
+    what they owned."""
 
     processes: list[str]
+    homes: tuple[str, ...] = ()
+
+    def covers(self, process: str, home: str) -> bool:
+        """Whether this says that ``process``, which lived at ``home``, is gone."""
+        return process in self.processes or home in self.homes
 
 
 class SurplusWanted(Message, tag=121):
@@ -195,6 +205,14 @@ class SurplusWanted(Message, tag=121):
     there are any."""
 
 
+class CheckProcesses(Message, tag=128):
+    """session -> node -> node of each process. Do these, given by name and endpoint, still live? Answered by
+    HoldersDied if any does not, else not at all. Idempotent; repeated while waiting."""
+
+    processes: list[tuple[str, str]]
+
+
 MESSAGES = (HoldObjects, HoldsRegistered, ReleaseObjects, ResolveObjects, ObjectResolved, RequestExtent, ExtentGranted,
             ExtentRefused, ReturnExtents, ObjectsSealed, ObjectsFreed, RangesFreed, FetchObject, ObjectFetched,
-            FetchFailed, RequestManifest, Manifest, ObjectUnknown, RequestChunks, Chunk, HoldersDied, SurplusWanted)
+            FetchFailed, RequestManifest, Manifest, ObjectUnknown, RequestChunks, Chunk, HoldersDied, SurplusWanted,
+            CheckProcesses)

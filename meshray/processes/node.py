@@ -45,6 +45,7 @@ from meshray.sched import events as sched_events
 from meshray.sched.local import LocalScheduler
 from meshray.store import service as store_service
 from meshray.store.events import HolderGone
+from meshray.transport.endpoints import homes_of
 from meshray.transport.sockets import route_to
 
 _SCHEDULED = frozenset({
@@ -89,7 +90,8 @@ class NodeMachine:
             ShardDescribed: self.describer.shard_described,
             state.StopCluster: self._stop,
             objects.ObjectsFreed: self._objects_freed,
-            objects.HoldersDied: self._relay_holders_died,
+            objects.HoldersDied: self._holders_died,
+            objects.CheckProcesses: self.sessions.check_living,
             state.LogLines: lambda event, now_ns: self._deliver_lines(event.message),
         }
         self._by_event: dict[type, Callable[[Any, int], list[Any]]] = {
@@ -126,7 +128,7 @@ class NodeMachine:
         if kind in _SCHEDULED:
             effects = self._scheduled(self.scheduler.handle(event, now_ns), now_ns)
             if kind is ClusterView:
-                self._view(event.message)
+                effects += self._view(event.message, now_ns)
             elif kind is NodeGone:
                 effects += self._peer_gone(event.message.node, now_ns)
             return effects
@@ -160,6 +162,7 @@ class NodeMachine:
         """Return the effects of the node's birth: its row, the first workers, the first heartbeat."""
         row = tables.NodeRow(self.node, self.settings.node_name, self.endpoint, self.total, pid=self.pid,
                              arena_bytes=self.settings.object_store_bytes)
+        self.sessions.begin(now_ns)
         effects = self.write([Op(tables.NODE, self.node.encode(), tables.encode(row))], now_ns)
         if self.settings.embedded_pid:
             effects.append(WatchDriver(self.settings.embedded_pid))
@@ -253,9 +256,8 @@ class NodeMachine:
                 return [Send(member.route, messages.Leave(effect.reason))]
         return [KillWorker(effect.name)]
 
-    def _relay_holders_died(self, event: Received, now_ns: int) -> list[Any]:
-        effects: list[Any] = [Send(member.route, event.message) for member in self.members.values()]
-        return effects + self.schedule(event, now_ns)
+    def _holders_died(self, event: Received, now_ns: int) -> list[Any]:
+        return self.sessions.died(event.message, now_ns) + self.schedule(event, now_ns)
 
     def _undeliverable(self, event: Undeliverable, now_ns: int) -> list[Any]:
         effects = self._scheduled(self.scheduler.handle(event, now_ns), now_ns)
@@ -263,19 +265,28 @@ class NodeMachine:
 
     # --- other nodes ---------------------------------------------------------------------------------------------
 
-    def _view(self, view: ClusterView) -> None:
+    def _view(self, view: ClusterView, now_ns: int) -> list[Any]:
         for load in view.nodes:
             if load.node != self.node:
                 self.peers[load.node] = load.endpoint
                 self._names[load.node] = load.name
+        return [effect for node in view.gone if node in self.peers for effect in self._peer_gone(node, now_ns)]
 
     def name_of_node(self, node: str) -> str:
         """Return what users call a node, also one that is gone; its id if it was never heard of."""
         return self._names.get(node, node)
 
     def _peer_gone(self, node: str, now_ns: int) -> list[Any]:
-        self.peers.pop(node, None)
-        return self.store.handle(HolderGone(node), now_ns)
+        effects = self.store.handle(HolderGone(node), now_ns)
+        if node in self.peers:
+            effects += self.sessions.died(objects.HoldersDied([], self.homes(node)), now_ns)
+            del self.peers[node]
+        return effects
+
+    def homes(self, node: str) -> tuple[str, ...]:
+        """Return the homes of the processes of a node that is known."""
+        endpoint = self.endpoint if node == self.node else self.peers[node]
+        return homes_of(node, self._names[node], endpoint)
 
     def to_peer(self, node: str, message: Any) -> list[Any]:
         """Return the effects of sending to another node that is known."""

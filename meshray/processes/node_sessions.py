@@ -36,7 +36,8 @@ from meshray.processes.node_events import (
 )
 from meshray.sched import events as sched_events
 from meshray.store.events import OwnerGone, SessionGone
-from meshray.transport.sockets import name_of, route_to
+from meshray.transport.endpoints import home_of, process_of
+from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
     from meshray.processes.node import NodeMachine
@@ -69,8 +70,14 @@ class NodeSessions:
         self._node = node
         self._jobs = 0
         self.members: dict[str, Member] = {}
+        self._known_ns = 0
+        """From when on a node that this one does not know counts as gone."""
         self._starting: dict[str, int] = {}
         """Workers forked or about to be that have not registered: name -> deadline."""
+
+    def begin(self, now_ns: int) -> None:
+        """The node starts now, and knows nobody yet."""
+        self._known_ns = now_ns + config.SUSPICION_NS
 
     def expect(self, name: str, now_ns: int) -> None:
         """A worker of that name will be forked."""
@@ -194,12 +201,38 @@ class NodeSessions:
     def _process_gone(self, member: Member, now_ns: int) -> list[Any]:
         node = self._node
         effects = node.store.handle(SessionGone(member.name, member.route), now_ns)
-        effects += node.store.handle(OwnerGone(member.name), now_ns)
         effects += node.describer.gone(member.name)
         node.actors.forget(member.route)
         gone = objects.HoldersDied([member.name])
-        effects += [Send(other.route, gone) for other in self.members.values()]
-        return effects + [Send(route_to(peer), gone) for peer in node.peers]
+        effects += self.died(gone, now_ns)
+        return effects + [effect for peer in node.peers for effect in node.to_peer(peer, gone)]
+
+    def died(self, message: objects.HoldersDied, now_ns: int) -> list[Any]:
+        """Processes of this or another node are gone: free what they owned, tell those who refer to it or held it."""
+        store = self._node.store
+        owners = [owner for owner in store.directory.owners() if message.covers(process_of(owner), home_of(owner))]
+        effects = [effect for owner in owners for effect in store.handle(OwnerGone(owner), now_ns)]
+        return effects + [Send(member.route, message) for member in self.members.values()]
+
+    def check_living(self, event: Received, now_ns: int) -> list[Any]:
+        """Somebody hears nothing from these processes: say which of them are gone, or ask their nodes."""
+        node = self._node
+        dead: list[str] = []
+        elsewhere: dict[str, list[tuple[str, str]]] = {}
+        for name, endpoint in event.message.processes:
+            home = home_of(endpoint)
+            if home in node.homes(node.node):
+                if name not in self.members and name not in self._starting:
+                    dead.append(name)
+                continue
+            peer = next((peer for peer in node.peers if home in node.homes(peer)), None)
+            if peer is not None:
+                elsewhere.setdefault(peer, []).append((name, endpoint))
+            elif now_ns >= self._known_ns:
+                dead.append(name)
+        effects = [effect for peer, processes in elsewhere.items()
+                   for effect in node.to_peer(peer, objects.CheckProcesses(processes))]
+        return [*effects, Send(event.route, objects.HoldersDied(dead))] if dead else effects
 
 
 def death_text(event: WorkerExited) -> str:

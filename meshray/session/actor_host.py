@@ -22,11 +22,11 @@ from meshray.ids import task_id
 from meshray.messages.node import ActorStarted, StartActor
 from meshray.messages.tasks import CallActor, CallEntry, CallsRefused, CancelTask, EndActor, TaskResult
 from meshray.session.context import CURRENT, ActorExit, TaskContext
+from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
     import concurrent.futures
 
-    from meshray.object_ref import ObjectRef
     from meshray.session.actor_loop import EventLoop
     from meshray.session.executor import Executor
 
@@ -52,6 +52,8 @@ class ActorHost:
         self._pools: dict[str, concurrent.futures.ThreadPoolExecutor] = {}
         self._running: dict[tuple[bytes, int], TaskContext] = {}
         self._cancelled: set[tuple[bytes, int]] = set()
+        self._lenders: dict[tuple[bytes, int], CallEntry] = {}
+        """Calls with references that have yet to run."""
 
     # --- birth ---------------------------------------------------------------------------------------------------
 
@@ -66,10 +68,10 @@ class ActorHost:
             cls = self.session.functions.load(spec.class_id, spec.job)
             owner_route = spec.owner.encode()
             values = self.executor.values
-            args, kwargs, anchors = values.arguments(owner_route, spec.actor, spec.creation, spec.owner_endpoint)
+            args, kwargs = values.arguments(owner_route, spec.actor, spec.creation, spec.owner_endpoint)
             self.instance = cls(*args, **kwargs)
             del args, kwargs
-            values.keep_borrowed(anchors)
+            values.keep_borrowed(owner_route, spec.creation.seq)
             self._prepare()
         except BaseException as problem:
             error = failures.encode_exception(problem, f"{spec.class_name}.__init__", os.getpid(),
@@ -119,12 +121,23 @@ class ActorHost:
             if call.order > seen:
                 seen = call.order
                 calls.append(call)
+                if call.refs or call.arguments:
+                    self._lenders[route, call.seq] = call
         self._seen[route] = seen
+        self.executor.endpoints[route] = message.endpoint
+        if name_of(route) in self.session.references.holds.dead:
+            self.callers_died({route})
         if self.loop is not None:
             self.loop.submit(self, route, message, calls)
         else:
             for call in calls:
                 self.executor.jobs.append(lambda call=call: self._dispatch(route, message, call))  # type: ignore[misc]
+
+    def callers_died(self, gone: set[bytes]) -> None:
+        """Hold what the calls of dead callers need: they are run all the same. (leader)"""
+        for (route, _), call in list(self._lenders.items()):
+            if route in gone:
+                self.executor.values.adopt(route, call)
 
     def on_end(self, route: bytes, message: EndActor) -> None:
         """All handles are gone: leave after what is queued."""
@@ -162,7 +175,6 @@ class ActorHost:
         """Run one call of a plain or threaded actor in this thread."""
         context = self.begin(route, message, call)
         token = CURRENT.set(context)
-        anchors: list[ObjectRef] = []
         started_ns = time.monotonic_ns()
         main = not self._pools
         if main:
@@ -174,7 +186,7 @@ class ActorHost:
             if call.args is None and call.arguments is None and call.args_location is None:
                 value = method()
             else:
-                args, kwargs, anchors = self.executor.values.arguments(route, context.task, call, message.endpoint)
+                args, kwargs = self.executor.values.arguments(route, context.task, call, message.endpoint)
                 value = method(*args, **kwargs)
                 del args, kwargs
             result = (TaskResult(call.seq) if value is None and call.num_returns == 1
@@ -186,7 +198,7 @@ class ActorHost:
             if main:
                 self.executor.running = None
             CURRENT.reset(token)
-        self.finish(route, call, context, started_ns, result, anchors)
+        self.finish(route, call, context, started_ns, result)
 
     def begin(self, route: bytes, message: CallActor, call: CallEntry) -> TaskContext:
         """Return the context of a call that starts now."""
@@ -195,20 +207,21 @@ class ActorHost:
                               actor=spec.actor, seq=call.seq, gpus=self._gpus)
         key = (route, call.seq)
         self._running[key] = context
+        self._lenders.pop(key, None)
         if key in self._cancelled:
             self._cancelled.discard(key)
             context.cancelled = True
         return context
 
-    def finish(self, route: bytes, call: CallEntry, context: TaskContext, started_ns: int, result: TaskResult,
-               anchors: list[ObjectRef]) -> None:
+    def finish(self, route: bytes, call: CallEntry, context: TaskContext, started_ns: int,
+               result: TaskResult) -> None:
         """Record a call that ended and queue its answer."""
         self._running.pop((route, call.seq), None)
         executor = self.executor
         executor.events.append((context.name, started_ns, time.monotonic_ns() - started_ns, "actor"))
         executor.executed += 1
-        if anchors:
-            executor.values.keep_borrowed(anchors)
+        if executor.values.lent:
+            executor.values.keep_borrowed(route, call.seq)
         executor.out.append((route, 0, result))
 
     def failed(self, call: CallEntry, error: BaseException, context: TaskContext) -> TaskResult:

@@ -16,7 +16,7 @@ import inspect
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from meshray.messages.tasks import CallActor, CallEntry, TaskResult
 from meshray.session.context import CURRENT
@@ -159,7 +159,6 @@ class EventLoop:
         context = host.begin(route, message, call)
         CURRENT.set(context)
         started_ns = time.monotonic_ns()
-        anchors: list[Any] = []
         try:
             if context.cancelled:
                 raise KeyboardInterrupt
@@ -167,7 +166,7 @@ class EventLoop:
             if call.args is None and call.arguments is None and call.args_location is None:
                 value = method()
             else:
-                args, kwargs, anchors = self.executor.values.arguments(route, context.task, call, message.endpoint)
+                args, kwargs = self.executor.values.arguments(route, context.task, call, message.endpoint)
                 value = method(*args, **kwargs)
                 del args, kwargs
             if inspect.isawaitable(value):
@@ -177,7 +176,7 @@ class EventLoop:
             del value
         except BaseException as error:
             result = host.failed(call, error, context)
-        host.finish(route, call, context, started_ns, result, anchors)
+        host.finish(route, call, context, started_ns, result)
         self._done(group, (route, call.seq))
 
     def _done(self, group: str, key: tuple[bytes, int]) -> None:

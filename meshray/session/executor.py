@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from meshray import config, failures, serialization
 from meshray.ids import task_id
 from meshray.messages.node import Ping, Pong, StartActor, Unregister, WorkerBlocked, WorkerUnblocked
+from meshray.messages.objects import HoldersDied
 from meshray.messages.tasks import (
     CallActor,
     CancelTask,
@@ -35,11 +36,11 @@ from meshray.messages.tasks import (
     TasksFinished,
     TasksRecalled,
 )
-from meshray.object_ref import ObjectRef
 from meshray.session import current
 from meshray.session.actor_host import ActorHost
 from meshray.session.context import CURRENT, TaskContext
 from meshray.session.task_values import TaskValues
+from meshray.transport.endpoints import home_of
 from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Executor:
         """By lease, for functions with ``max_calls``."""
         self._answered = b""
         """Who got the last results."""
+        self.endpoints: dict[bytes, str] = {}
+        """Where those live who push tasks or calls here, by route."""
         self._retiring = False
         self._blocked = 0
         self._cancel_seq = 0
@@ -132,7 +135,6 @@ class Executor:
                               seq=entry.seq)
         token = CURRENT.set(context)
         self.running = (route, entry.seq, context)
-        anchors: list[ObjectRef] | None = None
         started_ns = time.monotonic_ns()
         try:
             if push.gpus != self._environment_gpus:
@@ -141,7 +143,7 @@ class Executor:
             if entry.args is None and entry.arguments is None and entry.args_location is None:
                 value = function()
             else:
-                args, kwargs, anchors = self.values.arguments(route, context.task, entry, push.endpoint)
+                args, kwargs = self.values.arguments(route, context.task, entry, push.endpoint)
                 value = function(*args, **kwargs)
                 del args, kwargs
             result = (TaskResult(entry.seq) if value is None and push.num_returns == 1
@@ -160,8 +162,8 @@ class Executor:
         self._means[push.function] = mean_ns + (spent_ns - mean_ns) // _MEAN_WEIGHT
         self.events.append((push.name, started_ns, spent_ns, "task"))
         self.executed += 1
-        if anchors:
-            self.values.keep_borrowed(anchors)
+        if self.values.lent:
+            self.values.keep_borrowed(route, entry.seq)
         self.out.append((route, push.lease, result))
 
     # --- failures ----------------------------------------------------------------------------------------------------
@@ -217,6 +219,7 @@ class Executor:
             seqs = [entry.seq for entry in message.tasks]
             self.session.send(route, TasksRecalled(message.lease, seqs, bool(self._blocked)))
             return
+        self.endpoints[route] = message.endpoint
         self._lease_function.clear()
         self._lease_function[message.lease] = message.function
         if message.job != self.session.job:
@@ -327,16 +330,21 @@ class Executor:
 
     # --- end -----------------------------------------------------------------------------------------------------
 
-    def owners_died(self, processes: list[str]) -> None:
+    def owners_died(self, message: HoldersDied) -> None:
         """Drop what dead owners wanted. (leader)"""
-        gone = set(processes)
+        gone = {route for route, endpoint in self.endpoints.items()
+                if message.covers(name_of(route), home_of(endpoint))}
         for item in list(self.ready):
-            if name_of(item[0]) in gone:
+            if item[0] in gone:
                 try:
                     self.ready.remove(item)
                 except ValueError:
                     continue
         self.values.owners_died(gone)
+        if self.actor is not None:
+            self.actor.callers_died(gone)
+        for route in gone:
+            del self.endpoints[route]
 
     def retire(self) -> None:
         """The node needs this worker no longer: leave once nobody refers to what it owns. (leader)"""
@@ -345,7 +353,7 @@ class Executor:
 
     def tick(self) -> None:
         """Leave if that was waited for. (leader)"""
-        if self._retiring and not self.session.references.held and not self.values.pinned and not any(
+        if self._retiring and not self.session.references.holds.held and not self.values.pinned and not any(
                 link.creation is not None for link in self.session.actors.links.values()):
             self.leave("idle")
 

@@ -83,7 +83,7 @@ class Objects:
         stored: Stored = ref._value
         if not stored.sealed:
             stored.sealed = True
-            self.seal(stored.object, stored.location, self._session.name)
+            self.seal(stored.object, stored.location, self._session.endpoint)
 
     def seal_now(self, ref: ObjectRef) -> None:
         """Like ``seal_ref``, but at once: what is sent next may lead another node to the object. (leader)"""
@@ -92,10 +92,10 @@ class Objects:
             stored.sealed = True
             location = stored.location
             self._session.to_node(ObjectsSealed([Sealed(stored.object, location.offset, location.size_bytes,
-                                                        self._session.name)]))
+                                                        self._session.endpoint)]))
 
     def seal(self, identity: bytes, location: Location, owner: str) -> None:
-        """Tell the node of a complete object and whose it is. Any thread."""
+        """Tell the node of a complete object and where its owner lives. Any thread."""
         sealed = ObjectsSealed([Sealed(identity, location.offset, location.size_bytes, owner)])
         self._session.later(lambda: self._session.to_node(sealed))
 
@@ -161,7 +161,8 @@ class Objects:
             waiting = self._fetching.setdefault(ref.binary(), [])
             waiting.append(ref)
             if len(waiting) == 1:
-                session.to_node(FetchObject(ref.binary(), stored.location, session.name))
+                owner = ref._owner.endpoint if ref._owner is not None else session.endpoint
+                session.to_node(FetchObject(ref.binary(), stored.location, owner))
 
         session.call(ask)
         session.block_until(done, None)
@@ -197,6 +198,6 @@ class Objects:
             if ref is not None and ref._state == STORED and not ref._value.sealed:
                 ref._value.sealed = True
                 location = ref._value.location
-                sealed.append(Sealed(ref.binary(), location.offset, location.size_bytes, self._session.name))
+                sealed.append(Sealed(ref.binary(), location.offset, location.size_bytes, self._session.endpoint))
         if sealed:
             self._session.to_node(ObjectsSealed(sealed))

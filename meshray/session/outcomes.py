@@ -18,6 +18,7 @@ from meshray.messages.node import Death
 from meshray.messages.tasks import ReleaseReturns, TaskResult, TasksFinished, Value
 from meshray.object_ref import FAILED, PENDING, READY, ObjectRef
 from meshray.session import values
+from meshray.session.holds import Cookies
 from meshray.session.records import CANCELLED, FINISHED, QUEUED, SchedulingClass, Task
 from meshray.transport.sockets import Route, name_of
 
@@ -114,7 +115,7 @@ class Outcomes:
         lease = self._session.submitter.leases.get(message.lease) if message.lease else None
         outstanding = lease.outstanding if lease is not None else None
         pending = self.pending
-        held: list[int] = []
+        held: list[tuple[int, Cookies]] = []
         for result in message.results:
             seq = result.seq
             if outstanding is not None:
@@ -122,7 +123,7 @@ class Outcomes:
             task = pending.get(seq)
             if task is None:
                 if result.values is not None and any(value.refs for value in result.values):
-                    held.append(seq)
+                    held.append((seq, ()))
                 continue
             if result.error is None:
                 del pending[seq]
@@ -130,7 +131,7 @@ class Outcomes:
             else:
                 self._task_failed(task, result)
         if held:
-            self._session.send(route, ReleaseReturns(held))
+            self._release_returns(route, held)
         if lease is not None:
             if message.mean_ns:
                 lease.klass.mean_ns = message.mean_ns
@@ -138,7 +139,13 @@ class Outcomes:
         elif message.lease == 0:
             self._session.actors.answered(name_of(route), message)
 
-    def _succeed(self, task: Task, values: list[Value] | None, held: list[int]) -> None:
+    def _release_returns(self, route: Route, held: list[tuple[int, Cookies]]) -> None:
+        """Tell the worker that it may let go of what its results contain, once our holds count."""
+        seqs = [seq for seq, _ in held]
+        cookies = tuple(cookie for _, cookies in held for cookie in cookies)
+        self._session.references.holds.when_held(cookies, lambda: self._session.send(route, ReleaseReturns(seqs)))
+
+    def _succeed(self, task: Task, values: list[Value] | None, held: list[tuple[int, Cookies]]) -> None:
         task.state = FINISHED
         task.pins = task.slots = task.lease = None
         returns, task.returns = task.returns, []
@@ -147,16 +154,16 @@ class Outcomes:
                 returns._value = None
                 returns._state = READY
             else:
+                cookies = self._session.references.take(returns, values[0], owned=True)
                 if values[0].refs:
-                    held.append(task.seq)
-                self._session.references.take(returns, values[0], owned=True)
+                    held.append((task.seq, cookies))
             if returns._waiters:
                 self.completed(returns)
             return
         for ref, value in zip(returns, values or [Value()] * len(returns), strict=True):
-            if value.refs and task.seq not in held:
-                held.append(task.seq)
-            self._session.references.take(ref, value, owned=True)
+            cookies = self._session.references.take(ref, value, owned=True)
+            if value.refs:
+                held.append((task.seq, cookies))
             if ref._waiters:
                 self.completed(ref)
 
@@ -196,6 +203,8 @@ class Outcomes:
     def fail(self, task: Task, error: bytes) -> None:
         """Give all returns of ``task`` a failure. (leader)"""
         task.state = FINISHED
+        if task.pins or task.slots:
+            self._session.references.holds.linger((task.pins, task.slots))
         task.pins = task.slots = task.lease = None
         returns = [task.returns] if isinstance(task.returns, ObjectRef) else task.returns
         task.returns = []

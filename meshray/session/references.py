@@ -1,36 +1,32 @@
-"""References between processes: publish, hold, release, resolve.
+"""References between processes: publish, restore, resolve.
 
 *Shell (waits, in ``hold_now``).* Runs in drivers and workers; methods marked (leader) only in the leader.
 
 1. A reference that leaves this process is *published*: it has an id and can be found by it. Its owner keeps the value
-   as long as this process or any registered holder refers to it.
+   as long as this process or any registered holder refers to it (see ``holds``).
 2. Whoever passes a reference on keeps its own until the receiver's hold is registered at the owner: a task's arguments
-   are pinned until it has answered, and a worker that still refers to one of them registers before it answers.
-3. A result's inner references are pinned by the worker until the owner of the result says that it holds them.
+   are pinned until it has answered, and a worker that still refers to one of them registers before it answers; what a
+   result contains is pinned by the worker until the owner of the result holds it.
+3. A reference that has a value has those inside the value too (``_contains``), and holds them.
 
 Source: DESIGN s6 Lifetime; borrowing in NSDI'21 s4.2.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from meshray import config, failures, serialization
-from meshray.messages.objects import (
-    HoldersDied,
-    HoldObjects,
-    HoldsRegistered,
-    ObjectResolved,
-    ReleaseObjects,
-    ResolveObjects,
-)
+from meshray.messages.objects import HoldersDied, ObjectResolved, ResolveObjects
 from meshray.messages.tasks import Argument, RefInfo, TaskEntry, Value
 from meshray.object_ref import DATA, FAILED, PENDING, READY, STORED, ObjectRef
+from meshray.session.holds import Cookies, Holds
 from meshray.session.values import Borrow, fail, fill
+from meshray.transport.endpoints import home_of
 
 if TYPE_CHECKING:
     from meshray.session.records import Task
@@ -41,9 +37,6 @@ _NONE = Value()
 _KNOWN_MIN = 1024
 """Known references below which the dead among them are left alone; above, they go when their number has doubled."""
 
-_DEAD_MAX = 10_000
-"""Dead owners remembered."""
-
 
 class References:
     """The references of one session that other processes know of."""
@@ -52,16 +45,11 @@ class References:
         self._session = session
         self.known: dict[bytes, weakref.ref[ObjectRef]] = {}
         """Every published or borrowed reference of this process, by id."""
-        self.held: dict[bytes, tuple[ObjectRef, set[str]]] = {}
-        """Own objects that others hold."""
-        self.released: deque[tuple[str, bytes]] = deque()
-        """Borrowed objects whose last reference died here (appended by ``Borrow.__del__``)."""
-        self._asked: dict[int, tuple[list[ObjectRef], Any]] = {}
-        self._cookie = 0
+        self.holds = Holds(session, self.find, self._lose)
+        self._making = threading.RLock()
+        """One instance per object and process, also when two threads meet it at once."""
         self._resolving: dict[bytes, ObjectRef] = {}
         self._repeat_ns = 0
-        self._dead: dict[str, None] = {}
-        """Processes that ended lately, oldest first: a reference to what they owned may still arrive."""
         self._questions: dict[bytes, set[bytes]] = {}
         self._known_live = _KNOWN_MIN
 
@@ -73,7 +61,8 @@ class References:
         if owner is not None:
             return RefInfo(owner.object, owner.owner, owner.endpoint)
         identity = ref.binary()
-        if identity not in self.known:
+        known = self.known.get(identity)
+        if known is None or known() is None:
             self.known[identity] = weakref.ref(ref)
             self._session.lineage.escaped(ref)
             if ref._state == STORED:
@@ -128,15 +117,18 @@ class References:
 
     def restore(self, identity: bytes, owner: str, endpoint: str) -> ObjectRef:
         """Return this process's reference for ``identity``, making a borrowed one if it is new here."""
-        known = self.known.get(identity)
-        ref = known() if known is not None else None
+        ref = self.find(identity)
         if ref is not None:
             return ref
+        with self._making:
+            return self.find(identity) or self._make(identity, owner, endpoint)
+
+    def _make(self, identity: bytes, owner: str, endpoint: str) -> ObjectRef:
         ref = ObjectRef(_id=identity, _return=int.from_bytes(identity[-2:], "big"))
         if owner == self._session.name:
             fail(ref, failures.encode_system("lost", f"object {identity.hex()} was already freed by its owner"))
             return ref
-        ref._owner = Borrow(identity, owner, endpoint, self.released)
+        ref._owner = Borrow(identity, owner, endpoint, self.holds.released)
         self.known[identity] = weakref.ref(ref)
         return ref
 
@@ -144,90 +136,28 @@ class References:
         """Return this process's references for ``infos``."""
         return [self.restore(info.object, info.owner, info.endpoint) for info in infos]
 
-    def hold(self, refs: Iterable[ObjectRef], keep: Any = None) -> int:
-        """Register holds for the borrowed among ``refs``; ``keep`` lives until all are registered. Return a cookie that
-        ``is_held`` takes, 0 if there was nothing to register. (leader)"""
-        owners: dict[str, list[ObjectRef]] = {}
-        for ref in refs:
-            borrow = ref._owner
-            if borrow is not None and not borrow.registered:
-                borrow.registered = True
-                owners.setdefault(borrow.owner, []).append(ref)
-        cookie = 0
-        for owner, held in owners.items():
-            self._cookie += 1
-            cookie = self._cookie
-            self._asked[cookie] = (held, keep)
-            route = self._session.connect(owner, held[0]._owner.endpoint)
-            if not self._session.send(route, HoldObjects([ref.binary() for ref in held], cookie)):
-                self._lose(held, f"its owner {owner} is gone")
-                self._asked.pop(cookie, None)
-        return cookie
-
     def hold_now(self, refs: list[ObjectRef], timeout_ns: int) -> None:
         """Register holds and wait until the owners know of them. Any thread."""
-        cookies: list[int] = []
-        self._session.call(lambda: cookies.append(self.hold(refs)))
-        self._session.driving.until(lambda: bool(cookies) and self.is_held(cookies[0]),
+        asked: list[Cookies] = []
+        self._session.call(lambda: asked.append(self.holds.hold(refs)))
+        self._session.driving.until(lambda: bool(asked) and self.holds.is_held(asked[0]),
                                     time.monotonic_ns() + timeout_ns)
 
-    def is_held(self, cookie: int) -> bool:
-        """Whether every hold up to ``cookie`` has been registered."""
-        return not any(asked <= cookie for asked in self._asked)
-
-    def on_hold(self, route: bytes, holder: str, message: HoldObjects) -> None:
-        """A borrower holds some of our objects. (leader)"""
-        lost = []
-        for identity in message.objects:
-            entry = self.held.get(identity)
-            if entry is None:
-                known = self.known.get(identity)
-                ref = known() if known is not None else None
-                if ref is None:
-                    lost.append(identity)
-                    continue
-                entry = self.held[identity] = (ref, set())
-                if ref._state == STORED:
-                    self._session.objects.seal_now(ref)
-            entry[1].add(holder)
-        self._session.send(route, HoldsRegistered(message.cookie, lost))
-
-    def on_registered(self, message: HoldsRegistered) -> None:
-        """The owner knows of our holds. (leader)"""
-        held, _ = self._asked.pop(message.cookie, ([], None))
-        if message.lost:
-            lost = set(message.lost)
-            self._lose([ref for ref in held if ref.binary() in lost], "it was freed before it was held")
-
-    def on_release(self, holder: str, message: ReleaseObjects) -> None:
-        """A borrower lets go. (leader)"""
-        for identity in message.objects:
-            self._unhold(identity, holder)
-
-    def _unhold(self, identity: bytes, holder: str) -> None:
-        entry = self.held.get(identity)
-        if entry is not None:
-            entry[1].discard(holder)
-            if not entry[1]:
-                del self.held[identity]
+    def find(self, identity: bytes) -> ObjectRef | None:
+        """Return the living reference of that id, if this process has one that others know of. Any thread."""
+        known = self.known.get(identity)
+        return known() if known is not None else None
 
     def on_holders_died(self, message: HoldersDied) -> None:
         """Processes are gone: their holds end, and what they owned is lost. (leader)"""
-        gone = set(message.processes)
-        self._dead.update(dict.fromkeys(message.processes))
-        while len(self._dead) > _DEAD_MAX:
-            del self._dead[next(iter(self._dead))]
-        for identity, (_, holders) in list(self.held.items()):
-            for holder in holders & gone:
-                self._unhold(identity, holder)
-        for cookie, (held, _) in list(self._asked.items()):
-            if held[0]._owner.owner in gone:
-                self._asked.pop(cookie)
-        known = [ref for one in list(self.known.values()) if (ref := one()) is not None]
-        lost = [ref for ref in known if ref._owner is not None and ref._owner.owner in gone]
-        self._lose(lost, "its owner died", kind="owner_died")
+        self.holds.on_died(message)
+        orphans = [ref for one in list(self.known.values()) if (ref := one()) is not None
+                   and ref._owner is not None
+                   and message.covers(ref._owner.owner, home_of(ref._owner.endpoint))]
+        self.holds.dead.update(dict.fromkeys(ref._owner.owner for ref in orphans))
+        self._lose(orphans, "its owner died", "owner_died")
 
-    def _lose(self, refs: Iterable[ObjectRef], reason: str, kind: str = "lost") -> None:
+    def _lose(self, refs: Iterable[ObjectRef], reason: str, kind: str) -> None:
         for ref in refs:
             self._resolving.pop(ref.binary(), None)
             if ref._state == PENDING:
@@ -243,8 +173,8 @@ class References:
             identity = ref.binary()
             if ref._owner is None or ref._state != PENDING or identity in self._resolving:
                 continue
-            if ref._owner.owner in self._dead:
-                self._lose([ref], "its owner died", kind="owner_died")
+            if ref._owner.owner in self.holds.dead:
+                self._lose([ref], "its owner died", "owner_died")
                 continue
             self._resolving[identity] = ref
             route = self._session.connect(ref._owner.owner, ref._owner.endpoint)
@@ -255,17 +185,22 @@ class References:
     def tick(self, now_ns: int) -> None:
         """Ask again what was not answered for a second, forget references that died. (leader)"""
         self.forget_dead()
+        if self.holds.waiting:
+            self.holds.tick(now_ns)
         if self._resolving and now_ns >= self._repeat_ns:
+            if self._repeat_ns:
+                waiting = list(self._resolving.values())
+                self._resolving.clear()
+                self.resolve(waiting)
+                self.holds.ask_after({ref._owner.owner: ref._owner.endpoint for ref in waiting})
             self._repeat_ns = now_ns + config.SECOND_NS
-            waiting = list(self._resolving.values())
-            self._resolving.clear()
-            self.resolve(waiting)
+        elif not self._resolving:
+            self._repeat_ns = 0
 
     def on_resolve(self, route: bytes, message: ResolveObjects) -> None:
         """A borrower asks for values: answer now, or when they are there. (leader)"""
         for identity in message.objects:
-            known = self.known.get(identity)
-            ref = known() if known is not None else None
+            ref = self.find(identity)
             if ref is None:
                 self._session.send(route, ObjectResolved(identity, None, failures.encode_system(
                     "lost", f"object {identity.hex()} was freed by its owner {self._session.name}")))
@@ -290,42 +225,34 @@ class References:
     def on_resolved(self, message: ObjectResolved) -> None:
         """A borrowed reference has its value. (leader)"""
         ref = self._resolving.pop(message.object, None)
-        if ref is None or ref._state != PENDING:
+        if ref is None:
             return
-        if message.error is not None:
-            fail(ref, message.error)
-        elif message.value is not None:
-            self.take(ref, message.value, owned=False)
+        if ref._state == PENDING:
+            if message.error is not None:
+                fail(ref, message.error)
+            elif message.value is not None:
+                self.take(ref, message.value, owned=False)
+        # Else it came with the arguments of a call meanwhile, which tells nobody.
         self._session.outcomes.completed(ref)
 
-    def take(self, ref: ObjectRef, value: Value, *, owned: bool) -> None:
-        """Give ``ref`` a value that came over the wire, holding the references inside it. (leader)"""
+    def take(self, ref: ObjectRef, value: Value, *, owned: bool) -> Cookies:
+        """Give ``ref`` a value that came over the wire, holding the references inside it. Return what
+        ``holds.when_held`` takes. (leader)"""
+        cookies: Cookies = ()
         if value.refs:
             ref._contains = self.restore_all(value.refs)
-            self.hold(ref._contains, ref)
+            cookies = self.holds.hold(ref._contains, ref)
         fill(ref, value, self._session.objects.dropped if owned else None)
+        return cookies
 
     # --- time ----------------------------------------------------------------------------------------------------
-
-    def send_releases(self) -> None:
-        """Tell owners what died here since the last time. (leader)"""
-        owners: dict[str, list[bytes]] = {}
-        while self.released:
-            owner, identity = self.released.popleft()
-            known = self.known.get(identity)
-            ref = known() if known is not None else None
-            if ref is not None and ref._owner is not None and ref._owner.registered:
-                continue  # it came back and was held again: what the owner must forget would be this hold
-            if ref is None:
-                self.known.pop(identity, None)
-            owners.setdefault(owner, []).append(identity)
-        for owner, identities in owners.items():
-            self._session.send(self._session.out_route(owner), ReleaseObjects(identities))
 
     def forget_dead(self) -> None:
         """Drop the names of references that died, once there are as many again as when this was last done. (leader)"""
         if len(self.known) > 2 * self._known_live:
             for identity, known in list(self.known.items()):
                 if known() is None:
-                    self.known.pop(identity, None)
+                    with self._making:
+                        if self.known.get(identity) is known:
+                            del self.known[identity]
             self._known_live = max(_KNOWN_MIN, len(self.known))

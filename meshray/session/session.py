@@ -100,7 +100,8 @@ class Session:
         serialization.set_ref_hooks(self.references.info_of, self.references.restore)
 
     def _make_handlers(self) -> dict[type, Callable[[Route, Any], None]]:
-        objects, references, submitter, actors = self.objects, self.references, self.submitter, self.actors
+        objects, holds, submitter, actors = self.objects, self.references.holds, self.submitter, self.actors
+        references = self.references
         return {
             task_messages.TasksFinished: self.outcomes.finished,
             task_messages.TasksRecalled: lambda route, message: submitter.recalled(message),
@@ -112,9 +113,9 @@ class Session:
             node_messages.ActorChanged: lambda route, message: actors.changed(message),
             node_messages.Leave: self._on_leave,
             node_messages.Ping: self._on_ping,
-            object_messages.HoldObjects: lambda route, message: references.on_hold(route, name_of(route), message),
-            object_messages.HoldsRegistered: lambda route, message: references.on_registered(message),
-            object_messages.ReleaseObjects: lambda route, message: references.on_release(name_of(route), message),
+            object_messages.HoldObjects: lambda route, message: holds.on_hold(route, name_of(route), message),
+            object_messages.HoldsRegistered: lambda route, message: holds.on_registered(message),
+            object_messages.ReleaseObjects: lambda route, message: holds.on_release(name_of(route), message),
             object_messages.ResolveObjects: lambda route, message: references.on_resolve(route, message),
             object_messages.ObjectResolved: lambda route, message: references.on_resolved(message),
             object_messages.ObjectFetched: lambda route, message: objects.on_fetched(message),
@@ -181,8 +182,8 @@ class Session:
         self.actors.hand_out()
         if self.executor is not None and self.executor.out:
             self.executor.hand_out()
-        if self.references.released:
-            self.references.send_releases()
+        if self.references.holds.released:
+            self.references.holds.send_releases()
         if self.objects.dropped:
             self.objects.free_dropped()
 
@@ -208,6 +209,8 @@ class Session:
         """Return how long a turn may sleep. (leader)"""
         if self.submitter.leases or self.lineage.waiting or self.tables.busy or self.objects.waiting:
             return 10 if self.outcomes.pending or self.submitter.leases else 100
+        if self.references.holds.waiting:
+            return 100
         return 1000
 
     def later(self, function: Callable[[], None]) -> None:
@@ -329,7 +332,7 @@ class Session:
     def _on_holders_died(self, route: Route, message: object_messages.HoldersDied) -> None:
         self.references.on_holders_died(message)
         if self.executor is not None:
-            self.executor.owners_died(message.processes)
+            self.executor.owners_died(message)
 
     def _on_describe(self, route: Route, message: state_messages.DescribeSession) -> None:
         from meshray.session.describe import describe

@@ -4,6 +4,8 @@
 
 1. A worker that still refers to a borrowed argument when its task ends registers its hold before it answers.
 2. References inside a result are pinned until the owner of the result says that it holds them.
+3. Arguments are pinned by who sent them. When that process dies, the worker registers holds of its own for those of
+   calls that it still runs or has yet to run.
 """
 
 from __future__ import annotations
@@ -32,36 +34,54 @@ class TaskValues:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._returned: dict[tuple[bytes, int], list[ObjectRef]] = {}
+        self.lent: dict[tuple[bytes, int], list[ObjectRef]] = {}
+        """References that came with the arguments of calls under way."""
 
-    def arguments(self, route: bytes, task: bytes, entry: TaskEntry | CallEntry, endpoint: str
-                  ) -> tuple[Any, Any, list[ObjectRef]]:
-        """Return (args, kwargs, borrowed references that arrived with them)."""
+    def arguments(self, route: bytes, task: bytes, entry: TaskEntry | CallEntry, endpoint: str) -> tuple[Any, Any]:
+        """Return (args, kwargs). References that arrived with them are in ``lent`` until ``keep_borrowed``."""
+        if not entry.refs and not entry.arguments and entry.args_location is None:
+            return serialization.deserialize_args(entry.args, (), {})
         references = self._session.references
-        anchors = references.restore_all(entry.refs) if entry.refs else []
+        anchors = self.lent.setdefault((route, entry.seq), [])
+        if entry.refs:
+            anchors += references.restore_all(entry.refs)
         slots: dict[int | str, Any] = {}
         for argument in entry.arguments or ():
             slots[argument.key] = self._slot(argument, anchors)
-        if entry.args_location is not None:
-            blob = references.restore(object_id(task, ARGUMENTS_RETURN), name_of(route), endpoint)
-            if blob._state == PENDING:
-                fill(blob, Value(None, entry.args_location), None)
-            anchors.append(blob)
-            args, kwargs = self._session.objects.read_arguments(blob, slots)
-        else:
-            args, kwargs = serialization.deserialize_args(entry.args, (), slots)
-        return args, kwargs, anchors
+        if entry.args_location is None:
+            return serialization.deserialize_args(entry.args, (), slots)
+        blob = references.restore(object_id(task, ARGUMENTS_RETURN), name_of(route), endpoint)
+        if blob._state == PENDING:
+            fill(blob, Value(None, entry.args_location), None)
+        anchors.append(blob)
+        return self._session.objects.read_arguments(blob, slots)
+
+    def adopt(self, route: bytes, entry: TaskEntry | CallEntry) -> None:
+        """Hold what a call needs that has yet to run and whose caller is gone. (leader)"""
+        references = self._session.references
+        infos = list(entry.refs or ())
+        for argument in entry.arguments or ():
+            infos += argument.value.refs or ()
+            if argument.ref is not None:
+                infos.append(argument.ref)
+        if infos:
+            anchors = self.lent.setdefault((route, entry.seq), [])
+            anchors += references.restore_all(infos)
+            references.holds.hold(anchors)
 
     def _slot(self, argument: Argument, anchors: list[ObjectRef]) -> Any:
         value = argument.value
         if argument.is_error:
             raise failures.DependencyFailed(value.data or b"")
         references = self._session.references
-        if value.refs:
-            anchors += references.restore_all(value.refs)
+        inner = references.restore_all(value.refs) if value.refs else None
+        if inner:
+            anchors += inner
         if argument.ref is None:
             return None if value.data is None else serialization.deserialize(value.data)
         ref = references.restore(argument.ref.object, argument.ref.owner, argument.ref.endpoint)
         if ref._state == PENDING:
+            ref._contains = inner
             fill(ref, value, None)
         anchors.append(ref)
         return self._session.objects.read(ref)
@@ -95,15 +115,21 @@ class TaskValues:
         if serialized.size_bytes <= config.INLINE_BYTES_MAX:
             return Value(serialized.inline(), None, refs)
         location = self._session.objects.store(serialized)
-        self._session.objects.seal(identity, location, name_of(route))
+        self._session.objects.seal(identity, location, self._session.executor.endpoints.get(route, ""))
         return Value(None, location, refs, identity)
 
-    def keep_borrowed(self, anchors: list[ObjectRef]) -> None:
-        """Register holds for the references of a finished task that user code has kept. Empties ``anchors``."""
+    def kept(self, route: bytes, seq: int) -> list[ObjectRef]:
+        """The call has ended: return the references that came with it and that user code still has."""
+        anchors = self.lent.pop((route, seq), None)
+        if not anchors:
+            return []
         weak = [weakref.ref(ref) for ref in anchors]
         anchors.clear()
-        kept = [ref for one in weak if (ref := one()) is not None and ref._owner is not None
-                and not ref._owner.registered]
+        return [ref for one in weak if (ref := one()) is not None and ref._owner is not None]
+
+    def keep_borrowed(self, route: bytes, seq: int) -> None:
+        """Register holds for what ``kept`` returns, and wait until they count."""
+        kept = self.kept(route, seq)
         if kept:
             self._session.references.hold_now(kept, _HOLD_TIMEOUT_NS)
 
@@ -117,7 +143,12 @@ class TaskValues:
         for seq in message.seqs:
             self._returned.pop((route, seq), None)
 
-    def owners_died(self, gone: set[str]) -> None:
-        """Let go of what was pinned for dead owners. (leader)"""
-        for key in [key for key in self._returned if name_of(key[0]) in gone]:
-            self._returned.pop(key, None)
+    def owners_died(self, gone: set[bytes]) -> None:
+        """The processes at these routes are gone: hold what they lent, let go of what was pinned for them, though not
+        at once. (leader)"""
+        holds = self._session.references.holds
+        for (route, _), anchors in list(self.lent.items()):
+            if route in gone:
+                holds.hold(anchors)
+        for key in [key for key in self._returned if key[0] in gone]:
+            holds.linger(self._returned.pop(key))

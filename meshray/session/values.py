@@ -53,17 +53,18 @@ class _Ghost:
 class Borrow:
     """This process's hold on an object that another process owns."""
 
-    __slots__ = ("endpoint", "object", "owner", "registered", "released")
+    __slots__ = ("cookie", "endpoint", "object", "owner", "released")
 
     def __init__(self, object_: bytes, owner: str, endpoint: str, released: deque[tuple[str, bytes]]) -> None:
         self.object = object_
         self.owner = owner
         self.endpoint = endpoint
-        self.registered = False
+        self.cookie = 0
+        """The question by which the owner was asked to register this hold; 0 before that."""
         self.released = released
 
     def __del__(self) -> None:
-        if self.registered:
+        if self.cookie:
             self.released.append((self.owner, self.object))
 
 

@@ -316,6 +316,10 @@ class ArenaDirectory:
         stored = self._objects.get(object_)
         return None if stored is None else Location(self.node, stored.offset, stored.size_bytes)
 
+    def owners(self) -> set[str]:
+        """Return the owners of the sealed objects."""
+        return {stored.owner for stored in self._objects.values()}
+
     def objects_of(self, owner: str) -> list[bytes]:
         """Return the sealed objects that this process owns."""
         return [stored.object for stored in self._objects.values() if stored.owner == owner]

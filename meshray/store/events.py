@@ -18,7 +18,7 @@ class SessionGone(msgspec.Struct, frozen=True, gc=False):
 
 
 class OwnerGone(msgspec.Struct, frozen=True, gc=False):
-    """Event: the process ``owner`` is gone and nobody else holds its objects; they are freed."""
+    """Event: the process whose endpoint is ``owner`` is gone and nobody else holds its objects; they are freed."""
 
     owner: str
 

@@ -87,6 +87,22 @@ def _parse_tcp(endpoint: str) -> Tcp:
     return Tcp(match["host"], port, check_key(match["key"]))
 
 
+def home_of(endpoint: str) -> str:
+    """Return what the endpoints of all processes of one node have in common."""
+    return endpoint.rpartition("/")[0]
+
+
+def process_of(endpoint: str) -> str:
+    """Return the name of the process that is reached there."""
+    return endpoint.rpartition("/")[2]
+
+
+def homes_of(node: str, name: str, endpoint: str) -> tuple[str, ...]:
+    """Return the homes of the processes of the node with this id and name, which itself is reached at ``endpoint``."""
+    behind = (f"via://{node}", f"via://{name}")
+    return (home_of(endpoint), *behind) if endpoint.startswith("ipc://") else behind
+
+
 def check_key(key: str) -> str:
     """Return the public key in lower case. Raise ValueError if it is none."""
     lower = key.strip().lower()

@@ -54,7 +54,7 @@ def test_an_object_that_stays_is_sealed_once() -> None:
         session.objects.flush(now_ns)
     session.references.info_of(ref)
     assert session.take_sent(ObjectsSealed) == [
-        ObjectsSealed([Sealed(ref.binary(), location.offset, location.size_bytes, "me")])]
+        ObjectsSealed([Sealed(ref.binary(), location.offset, location.size_bytes, "ipc://me")])]
 
 
 def test_an_object_that_is_published_is_sealed_at_once() -> None:
@@ -126,7 +126,7 @@ def test_a_remote_object_is_fetched_once_and_read_from_the_own_arena(monkeypatch
     monkeypatch.setattr(layout, "parse", lambda view: (b"", []))
     session.happens.append(lambda: session.objects.on_fetched(ObjectFetched(ref.binary(), Location("node-1", 0, 100))))
     session.objects._view(ref)
-    assert session.told == [FetchObject(ref.binary(), Location("node-2", 64, 100), "me")]
+    assert session.told == [FetchObject(ref.binary(), Location("node-2", 64, 100), "ipc://me")]
     assert pinned == [(0, 100)]
     assert ref._value.location.node == "node-2", "the first copy is the one that is freed"
 

@@ -9,7 +9,7 @@ import pytest
 from meshray import failures, serialization
 from meshray.errors import TaskCancelledError, WorkerCrashedError
 from meshray.messages.node import Death
-from meshray.messages.objects import HoldObjects, ResolveObjects
+from meshray.messages.objects import HoldObjects, HoldsRegistered, ResolveObjects
 from meshray.messages.tasks import CancelTask, RefInfo, ReleaseReturns, TaskResult, TasksFinished, Value
 from meshray.object_ref import FAILED, PENDING, READY, ObjectRef
 from meshray.session.records import CANCELLED, PUSHED, QUEUED, Task
@@ -186,7 +186,10 @@ def test_references_inside_a_result_are_held_before_the_worker_may_let_go() -> N
     session, _, ref = running()
     inner = RefInfo(b"y" * 18, "other", "ipc://other")
     session.outcomes.finished(b">worker-1", TasksFinished([TaskResult(1, [Value(LIST, None, [inner])])], 0, 1))
-    assert [type(message) for _, message in session.sent] == [HoldObjects, ReleaseReturns]
+    (_, asked), = session.sent
+    assert isinstance(asked, HoldObjects)
+    session.references.holds.on_registered(HoldsRegistered(asked.cookie, []))
+    assert session.sent[1:] == [(b">worker-1", ReleaseReturns([1]))]
     assert [each.binary() for each in ref._contains] == [b"y" * 18]
 
 

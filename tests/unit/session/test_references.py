@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 
-from meshray import failures, serialization
+from meshray import config, failures, serialization
 from meshray.errors import ObjectLostError, OwnerDiedError
 from meshray.messages.objects import (
+    CheckProcesses,
     HoldersDied,
     HoldObjects,
     HoldsRegistered,
@@ -15,7 +16,7 @@ from meshray.messages.objects import (
     ResolveObjects,
 )
 from meshray.messages.tasks import RefInfo, Value
-from meshray.object_ref import DATA, FAILED, PENDING, READY, ObjectRef
+from meshray.object_ref import DATA, PENDING, READY, ObjectRef
 from meshray.session.values import fail
 from tests.unit.session.fake_session import PREFIX, FakeSession
 
@@ -29,6 +30,11 @@ def borrowed(session: FakeSession, identity: bytes = X) -> ObjectRef:
 
 def own(state: int = PENDING, value: object = None) -> ObjectRef:
     return ObjectRef(_prefix=PREFIX, _index=1, _state=state, _value=value)
+
+
+def registered(session: FakeSession, ref: ObjectRef, lost: list[bytes] | None = None) -> None:
+    cookie, = session.references.holds.hold([ref])
+    session.references.holds.on_registered(HoldsRegistered(cookie, lost or []))
 
 
 def test_publishing_makes_a_reference_known_once_and_names_its_owner() -> None:
@@ -57,60 +63,66 @@ def test_a_held_object_stays_until_its_last_holder_lets_go() -> None:
     ref = own(READY)
     identity = session.references.info_of(ref).object
     for holder in ("a", "b"):
-        session.references.on_hold(holder.encode(), holder, HoldObjects([identity], 5))
+        session.references.holds.on_hold(holder.encode(), holder, HoldObjects([identity], 5))
     assert session.take_sent(HoldsRegistered) == [HoldsRegistered(5, [])] * 2
     del ref
-    session.references.on_release("a", ReleaseObjects([identity]))
-    session.references.on_release("a", ReleaseObjects([identity]))
-    assert identity in session.references.held
+    session.references.holds.on_release("a", ReleaseObjects([identity]))
+    session.references.holds.on_release("a", ReleaseObjects([identity]))
+    assert identity in session.references.holds.held
     assert session.references.known[identity]() is not None
-    session.references.on_release("b", ReleaseObjects([identity]))
-    assert identity not in session.references.held
+    session.references.holds.on_release("b", ReleaseObjects([identity]))
+    assert identity not in session.references.holds.held
     assert session.references.known[identity]() is None
 
 
 def test_a_hold_that_comes_too_late_is_refused() -> None:
     session = FakeSession()
-    session.references.on_hold(b"a", "a", HoldObjects([X], 1))
+    session.references.holds.on_hold(b"a", "a", HoldObjects([X], 1))
     assert session.take_sent(HoldsRegistered) == [HoldsRegistered(1, [X])]
-    assert not session.references.held
+    assert not session.references.holds.held
 
 
 def test_a_hold_is_asked_once_and_released_at_death() -> None:
     session = FakeSession()
     ref = borrowed(session)
-    cookie = session.references.hold([ref])
-    assert session.references.hold([ref]) == 0, "it is on its way already"
-    assert not session.references.is_held(cookie)
-    session.references.on_registered(HoldsRegistered(cookie, []))
-    assert session.references.is_held(cookie)
-    assert session.take_sent(HoldObjects) == [HoldObjects([X], cookie)]
+    holds = session.references.holds
+    cookies = holds.hold([ref])
+    assert holds.hold([ref]) == cookies, "it is on its way already, and whoever asks must wait for it too"
+    assert not holds.is_held(cookies)
+    told: list[str] = []
+    holds.when_held(cookies, lambda: told.append("held"))
+    assert told == []
+    holds.on_registered(HoldsRegistered(cookies[0], []))
+    assert holds.is_held(cookies)
+    assert told == ["held"]
+    assert holds.hold([ref]) == ()
+    assert session.take_sent(HoldObjects) == [HoldObjects([X], cookies[0], "ipc:/")]
     del ref
     gc.collect()
-    session.references.send_releases()
+    holds.send_releases()
     assert session.sent == [(b">other", ReleaseObjects([X]))]
-    assert X not in session.references.known
+    assert session.references.find(X) is None
 
 
 def test_a_reference_that_was_never_held_is_not_released() -> None:
     session = FakeSession()
     ref = borrowed(session)
     del ref
-    session.references.send_releases()
+    session.references.holds.send_releases()
     assert session.sent == []
 
 
 def test_a_reference_that_came_back_before_its_release_was_sent_stays_held() -> None:
     session = FakeSession()
     ref = borrowed(session)
-    session.references.on_registered(HoldsRegistered(session.references.hold([ref]), []))
+    registered(session, ref)
     del ref
     again = borrowed(session)
-    session.references.on_registered(HoldsRegistered(session.references.hold([again]), []))
-    session.references.send_releases()
+    registered(session, again)
+    session.references.holds.send_releases()
     assert session.take_sent(ReleaseObjects) == [], "the owner would forget the second hold"
     del again
-    session.references.send_releases()
+    session.references.holds.send_releases()
     assert session.take_sent(ReleaseObjects) == [ReleaseObjects([X])]
 
 
@@ -122,24 +134,73 @@ def test_what_contains_the_references_lives_until_they_are_registered() -> None:
     assert outer._state == DATA
     del outer
     assert X in session.references.known and session.references.known[X]() is not None
-    session.references.on_registered(HoldsRegistered(message.cookie, []))
+    session.references.holds.on_registered(HoldsRegistered(message.cookie, []))
     assert session.references.known[X]() is None
 
 
 def test_a_refused_hold_fails_the_reference() -> None:
     session = FakeSession()
     ref = borrowed(session)
-    session.references.on_registered(HoldsRegistered(session.references.hold([ref]), [X]))
+    registered(session, ref, lost=[X])
     assert isinstance(failures.decode(ref._value), ObjectLostError)
 
 
 def test_a_hold_at_an_owner_that_is_gone_fails_at_once() -> None:
     session = FakeSession()
-    session.gone.add("other")
+    session.references.on_holders_died(HoldersDied(["other"]))
     ref = borrowed(session)
-    cookie = session.references.hold([ref])
-    assert ref._state == FAILED
-    assert session.references.is_held(cookie), "nobody waits for an answer that will not come"
+    cookies = session.references.holds.hold([ref])
+    assert isinstance(failures.decode(ref._value), OwnerDiedError)
+    assert session.references.holds.is_held(cookies), "nobody waits for an answer that will not come"
+
+
+def test_silent_owners_are_asked_again_and_asked_after() -> None:
+    session = FakeSession()
+    waiting, held = borrowed(session), borrowed(session, Y)
+    session.references.holds.hold([held])
+    session.references.resolve([waiting])
+    for _ in range(3):
+        session.references.tick(session.now_ns)
+        session.now_ns += config.SECOND_NS
+    assert session.take_sent(HoldObjects) == [HoldObjects([Y], 1, "ipc:/")] * 3
+    assert session.take_sent(ResolveObjects) == [ResolveObjects([X])] * 3
+    assert session.take_sent(CheckProcesses) == [CheckProcesses([("other", "ipc://other")])] * 4
+
+
+def test_what_a_dead_process_held_lingers() -> None:
+    session = FakeSession()
+    mine = own(READY)
+    identity = session.references.info_of(mine).object
+    session.references.holds.on_hold(b"other", "other", HoldObjects([identity], 1))
+    session.references.on_holders_died(HoldersDied(["other"]))
+    session.references.tick(session.now_ns + config.HOLDER_LINGER_NS - 1)
+    assert session.references.holds.held, "what it passed on has yet to be registered"
+    session.references.tick(session.now_ns + config.HOLDER_LINGER_NS)
+    assert not session.references.holds.held
+
+
+def test_a_hold_that_comes_after_its_holders_death_ends_too() -> None:
+    session = FakeSession()
+    mine = own(READY)
+    identity = session.references.info_of(mine).object
+    session.references.on_holders_died(HoldersDied(["other"]))
+    session.references.tick(session.now_ns + config.HOLDER_LINGER_NS)
+    session.references.holds.on_hold(b"other", "other", HoldObjects([identity], 1))
+    assert session.references.holds.held
+    session.references.tick(session.now_ns + config.HOLDER_LINGER_NS)
+    assert not session.references.holds.held
+
+
+def test_the_death_of_a_node_ends_the_holds_of_its_processes_and_loses_what_they_owned() -> None:
+    session = FakeSession()
+    mine, theirs = own(READY), session.references.restore(X, "far", "ipc:///far/far")
+    identity = session.references.info_of(mine).object
+    for holder, home in (("a", "ipc:///far"), ("b", "ipc:///near")):
+        session.references.holds.on_hold(holder.encode(), holder, HoldObjects([identity], 1, home))
+    session.references.on_holders_died(HoldersDied([], ("ipc:///far",)))
+    session.references.tick(session.now_ns + config.HOLDER_LINGER_NS)
+    assert list(session.references.holds.held[identity][1]) == ["b"]
+    assert isinstance(failures.decode(theirs._value), OwnerDiedError)
 
 
 def test_values_are_asked_for_once_and_answered_when_they_are_there() -> None:
@@ -179,12 +240,13 @@ def test_death_ends_holds_and_loses_what_the_dead_owned() -> None:
     mine, waiting, idle, there = own(READY), borrowed(session), borrowed(session, Y), borrowed(session, b"z" * 18)
     there._state = READY
     identity = session.references.info_of(mine).object
-    session.references.on_hold(b"other", "other", HoldObjects([identity], 1))
-    cookie = session.references.hold([waiting])
+    session.references.holds.on_hold(b"other", "other", HoldObjects([identity], 1))
+    cookies = session.references.holds.hold([waiting])
     session.references.resolve([waiting])
     session.references.on_holders_died(HoldersDied(["other"]))
-    assert not session.references.held
-    assert session.references.is_held(cookie)
+    session.references.tick(session.now_ns + config.HOLDER_LINGER_NS)
+    assert not session.references.holds.held
+    assert session.references.holds.is_held(cookies)
     for ref in (waiting, idle):
         assert isinstance(failures.decode(ref._value), OwnerDiedError)
     assert there._state == READY, "a value that is here stays"
