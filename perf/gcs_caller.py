@@ -8,10 +8,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from meshray.gcs.client import GcsClient
@@ -83,6 +86,11 @@ class Caller:
             self.drive()
         return self._answers.pop(number)
 
+    @staticmethod
+    def now_ns() -> int:
+        """Return the time that the client is told."""
+        return time.monotonic_ns()
+
     def take(self, number: int) -> Answered | None:
         """Return the answer to a request, if it has come."""
         return self._answers.pop(number, None)
@@ -110,16 +118,24 @@ class Caller:
 
 
 class ShardProcess:
-    """A shard of one member in a process of its own."""
+    """A shard of one member in a process of its own. ``prefix``: a command that runs it, such as a tracer."""
 
-    def __init__(self, name: str, directory: str, durability: str) -> None:
+    def __init__(self, name: str, directory: str, durability: str, *, prefix: Sequence[str] = ()) -> None:
         endpoint = ipc_endpoint(directory, name + ".sock")
         self.shard = Shard(1, [(name, endpoint)])
         members = f'[["{name}", "{endpoint}"]]'
         arguments = [name, endpoint, f"{directory}/{name}", members, durability]
-        self.process = subprocess.Popen([sys.executable, "-c", SERVE, *arguments], stdout=subprocess.PIPE)
+        self.process = subprocess.Popen([*prefix, sys.executable, "-c", SERVE, *arguments], text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
-    def stop(self) -> None:
-        """End it at once."""
-        self.process.kill()
-        self.process.communicate()
+    def has_ended(self) -> bool:
+        """Whether it lives no more."""
+        return self.process.poll() is not None
+
+    def stop(self) -> str:
+        """End it at once, if it has not ended; return how it ended by itself: its last words, or its exit code."""
+        ended = self.process.poll()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        _, errors = self.process.communicate()
+        return "" if ended is None else (errors.strip().splitlines() or [f"exit code {ended}"])[-1]
