@@ -27,6 +27,8 @@ nightly: ## the long checks: a million tasks, a spinning driver, a million seeds
 	$(PYTHON) -m perf.flat_memory
 	$(PYTHON) -m perf.spinning
 	$(PYTHON) -m tests.sim.gcs_seeds --seeds 1000000
+	$(PYTHON) -m tests.chaos.crash_points
+	$(PYTHON) -m tests.chaos.crash_points --durability relaxed
 	$(PYTHON) -m perf.compare --peer $(PEER)
 
 demo: ## train CartPole on a two-node local cluster
