@@ -220,7 +220,7 @@ class ActorClass:
                 actor, session.name, session.endpoint, session.context().job, self._class_id, self.__name__, entry,
                 options.actor_place_resources(chosen), options.actor_run_resources(chosen), chosen.max_restarts,
                 chosen.max_task_retries, chosen.max_concurrency or 0, is_async, chosen.name or "", namespace, detached,
-                options.strategy_of(chosen.scheduling_strategy), None, chosen.concurrency_groups, b"",
+                options.strategy_of(chosen), None, chosen.concurrency_groups, b"",
                 msgspec.msgpack.encode(MethodTable(self._methods, chosen.max_pending_calls))), task)
 
         def when_exported() -> None:

@@ -66,6 +66,7 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     shards: Annotated[int, Meta(ge=1, le=64)] = 1
     replicas: Count = 1
     schedulers: Annotated[int, Meta(ge=1, le=16)] = 2
+    locality: bool = True
 
 
 class Problem(msgspec.Struct, frozen=True, order=True):

@@ -74,6 +74,8 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     labels: dict[str, str] = {}
     network: Network | None = None
     """None: a cluster of one machine, which listens on Unix sockets only."""
+    locality: bool = True
+    """Whether tasks go where their inputs are; off only to compare."""
 
 
 class NodeFile(msgspec.Struct, kw_only=True):

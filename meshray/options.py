@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from meshray import config, resources, serialization
+from meshray import config, labels, resources, serialization
 from meshray.messages.node import Strategy
 
 
@@ -42,6 +42,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_calls: int = 0
     name: str | None = None
     scheduling_strategy: Any = None
+    label_selector: labels.Selector = ()
     enable_task_events: bool = True
 
 
@@ -64,6 +65,7 @@ class ActorOptions(msgspec.Struct, frozen=True, kw_only=True):
     lifetime: str | None = None
     get_if_exists: bool = False
     scheduling_strategy: Any = None
+    label_selector: labels.Selector = ()
     enable_task_events: bool = True
 
 
@@ -152,6 +154,7 @@ _bool = _typed(bool, "a bool")
 _COMMON: dict[str, Check] = {
     "num_cpus": _amount, "num_gpus": _amount, "memory": _amount, "resources": _custom,
     "accelerator_type": _name, "name": _name, "scheduling_strategy": _strategy, "enable_task_events": _bool,
+    "label_selector": labels.check_selector,
 }
 _INFINITE = " (-1 means without limit)"
 TASK_CHECKS: dict[str, Check] = {
@@ -170,7 +173,7 @@ METHOD_CHECKS: dict[str, Check] = {
 }
 _NOT_YET = frozenset({
     "runtime_env", "placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks",
-    "label_selector", "fallback_strategy", "object_store_memory", "enable_tensor_transport", "tensor_transport",
+    "fallback_strategy", "object_store_memory", "enable_tensor_transport", "tensor_transport",
     "_generator_backpressure_num_objects", "_num_objects_per_yield", "_actor_generator_backpressure_num_objects",
 })
 _EMPTY: tuple[Any, ...] = (None, {}, [], "default", False)
@@ -265,11 +268,12 @@ def _resources(options: TaskOptions | ActorOptions, num_cpus: float) -> dict[str
     return {name: amount for name, amount in units.items() if amount}
 
 
-def strategy_of(scheduling_strategy: Any) -> Strategy:
-    """Return the wire form of a scheduling strategy."""
-    if isinstance(scheduling_strategy, NodeAffinitySchedulingStrategy):
-        return Strategy("node", scheduling_strategy.node_id, scheduling_strategy.soft)
-    return Strategy("spread") if scheduling_strategy == "SPREAD" else Strategy()
+def strategy_of(options: TaskOptions | ActorOptions) -> Strategy:
+    """Return the wire form of where a task or actor may run."""
+    chosen = options.scheduling_strategy
+    if isinstance(chosen, NodeAffinitySchedulingStrategy):
+        return Strategy("node", chosen.node_id, chosen.soft, options.label_selector)
+    return Strategy("spread" if chosen == "SPREAD" else "default", labels=options.label_selector)
 
 
 def retry_bytes(retry_exceptions: bool | tuple[type, ...]) -> bytes | None:

@@ -65,7 +65,7 @@ class RemoteFunction(Generic[P, R]):
         submitter = session.submitter
         number = session.next_seq()
         klass = SchedulingClass(
-            number, b"", self._name, options.task_resources(chosen), options.strategy_of(chosen.scheduling_strategy),
+            number, b"", self._name, options.task_resources(chosen), options.strategy_of(chosen),
             chosen.num_returns, retry_exceptions=options.retry_bytes(chosen.retry_exceptions),
             max_retries=chosen.max_retries, max_calls=chosen.max_calls, leases={})
 

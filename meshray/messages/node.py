@@ -68,11 +68,13 @@ class RegisterRefused(Message, tag=32):
 
 
 class Strategy(Part):
-    """Where a task or actor may run. ``kind``: default, spread, node (with ``node``, ``soft``)."""
+    """Where a task or actor may run. ``kind``: default, spread, node (with ``node``, ``soft``). ``labels``: conditions
+    on the node's labels, as pairs of key and condition (see ``meshray.labels``)."""
 
     kind: str = "default"
     node: str = ""
     soft: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 class Demand(Part):
@@ -182,10 +184,15 @@ class ActorSpec(Part):
 
 class CreateActor(Message, tag=41):
     """session -> node, node -> node (spilled). Place and start the actor. Answered by ActorChanged. Idempotent by
-    actor id."""
+    actor id and ``incarnation``. A node that sends an actor on says where it was asked for first (``home``), and how
+    often it was started and restarted before."""
 
     spec: ActorSpec
     hops: int = 0
+    home: str = ""
+    home_endpoint: str = ""
+    incarnation: int = 0
+    restarts: int = 0
 
 
 class ActorChanged(Message, tag=42):

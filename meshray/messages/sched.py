@@ -5,17 +5,21 @@
 Dialogs::
 
     node -> replica      Heartbeat               load and resources; every replica gets every node's
-    replica -> node      ClusterView             who else is there (names, endpoints, totals), on change
+    replica -> node      ClusterView             who else is there (names, endpoints, totals), news only
     node -> replica      PlaceDemand             spillover: where should these leases run?  -> DemandPlaced
     replica -> node      NodeGone                given up; also to that node itself, should it come back
     node -> node         RequestRemoteLease      -> RemoteLeaseGranted, then RemoteLeaseReclaimed, LeaseLost
     node -> node         ReturnRemoteLease, JobEnded
     node -> node         CreateActor, KillActor  spilled actors (messages.node)
+    node -> home node    ActorMoved              where a spilled actor is, how often it was restarted, or that it ended
+    worker -> node       ActorBuilding           the constructor is about to run
 
 Source: OSDI'18 s4.2.2 (bottom-up scheduling, estimated waiting time).
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from meshray.messages.base import Message, Part
 from meshray.messages.node import Demand, Strategy
@@ -34,17 +38,21 @@ class NodeLoad(Part):
     bytes_per_s: int = 0
     incarnation: int = 0
     pid: int = 0
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Heartbeat(Message, tag=70):
-    """node -> replica. Sent every HEARTBEAT_INTERVAL and at once when the load changes a lot."""
+    """node -> replica. Sent every HEARTBEAT_NS and at once when the load changes a lot. ``members`` is the digest of
+    the nodes that the sender knows, itself among them; answered by ClusterView if the replica knows others."""
 
     load: NodeLoad
     sequence: int
+    members: int = 0
 
 
 class ClusterView(Message, tag=71):
-    """replica -> node. All nodes that the replica has heard of lately; ``gone`` those it gave up."""
+    """replica -> node. Some of the nodes that the replica has heard of lately, as they were when it did; ``gone`` some
+    of those it gave up. Adds to what was said before. Idempotent."""
 
     nodes: list[NodeLoad]
     gone: list[str]
@@ -62,6 +70,7 @@ class PlaceDemand(Message, tag=72):
     mean_ns: int = 0
     input_bytes: dict[str, int] | None = None
     exclude: list[str] | None = None
+    backlog: int = 0
 
 
 class DemandPlaced(Message, tag=73):
@@ -125,5 +134,27 @@ class JobEnded(Message, tag=79):
     job: str
 
 
+class ActorMoved(Message, tag=98):
+    """node of a spilled actor -> node where it was asked for. It is with me now, in this incarnation, after so many
+    restarts; ``ended``: it is dead; ``lost``: I was given up and ended it, it may be started elsewhere. Sent at each
+    change; idempotent."""
+
+    actor: bytes
+    node: str
+    endpoint: str
+    incarnation: int = 0
+    restarts: int = 0
+    ended: bool = False
+    lost: bool = False
+
+
+class ActorBuilding(Message, tag=99):
+    """worker -> node. The constructor is about to run: from now on the worker's death is the actor's own."""
+
+    actor: bytes
+    incarnation: int
+
+
 MESSAGES = (Heartbeat, ClusterView, PlaceDemand, DemandPlaced, RequestRemoteLease, RemoteLeaseGranted,
-            ReturnRemoteLease, RemoteLeaseReclaimed, NodeGone, JobEnded)
+            ReturnRemoteLease, RemoteLeaseReclaimed, NodeGone, JobEnded,
+            ActorMoved, ActorBuilding)

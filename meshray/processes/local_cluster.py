@@ -118,8 +118,10 @@ def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeC
     head = run_directories[cluster.nodes[0].name]
     shards = [f"shard-{index}-0" for index in range(cluster.shards)]
     hosted = {shard: run_dirs.endpoint(head, shard) for shard in shards}
-    schedulers = {f"scheduler-{index}": run_dirs.endpoint(head, f"scheduler-{index}")
-                  for index in range(cluster.schedulers)}
+    # Replicas lie on different nodes, as far as there are enough, so that none is needed for another.
+    hosts = [cluster.nodes[index % len(cluster.nodes)].name for index in range(cluster.schedulers)]
+    schedulers = {f"scheduler-{index}": run_dirs.endpoint(run_directories[host], f"scheduler-{index}")
+                  for index, host in enumerate(hosts)}
     plans = []
     for index, node in enumerate(cluster.nodes):
         amounts = node_resources(
@@ -134,13 +136,15 @@ def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeC
             object_store_bytes=int(amounts["object_store_memory"]),
             arena_path=run_dirs.arena_path(cluster.cluster_name, node.name),
             host_shards=hosted if index == 0 else {},
-            host_schedulers=schedulers if index == 0 else {},
+            host_schedulers={name: endpoint for (name, endpoint), host in zip(schedulers.items(), hosts, strict=True)
+                             if host == node.name},
             shards=[Shard(epoch=1, members=[member]) for member in hosted.items()],
             schedulers=schedulers,
             durability=cluster.durability,
             prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
             environment=node.environment,
             labels=node.labels,
+            locality=cluster.locality,
         ))
     return plans
 

@@ -40,8 +40,9 @@ class NodeActors:
                             self._node.node, change.pid, change.death, change.error, change.restarts_left)
         self._here[spec.actor] = news
         self._watchers.setdefault(spec.actor, set()).update(self._route_of(spec.owner))
+        restarts = change.incarnation if spec.max_restarts < 0 else spec.max_restarts - change.restarts_left
         row = tables.ActorRow(spec, change.state, change.incarnation, self._node.node, change.worker, change.endpoint,
-                              change.pid, max(0, change.incarnation), change.death, change.error)
+                              change.pid, restarts, change.death, change.error)
         # Where the actor is placed may be another node, whose word on it must not be overwritten by ours.
         kind = PUT_IF_ABSENT if change.state == "pending" else PUT
         effects = self._node.write([Op(tables.ACTOR, spec.actor, tables.encode(row), kind)], now_ns)
@@ -84,6 +85,7 @@ class NodeActors:
 
     def spilled(self, actor: bytes, now_ns: int) -> list[Any]:
         """An actor asked for here goes to another node: its creator hears of it by its row."""
+        self._here.pop(actor, None)
         return self._follow(actor, now_ns)
 
     def _follow(self, actor: bytes, now_ns: int) -> list[Any]:

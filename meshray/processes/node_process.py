@@ -80,7 +80,8 @@ class NodeProcess:
         settings = self.settings
         total = {name: int(amount * UNITS_PER_ONE) for name, amount in settings.resources.items()}
         scheduler = LocalScheduler(self.node, settings.node_name, self.peers.endpoint, total,
-                                   schedulers=settings.schedulers, prestart=settings.prestart_workers, pid=os.getpid())
+                                   schedulers=settings.schedulers, prestart=settings.prestart_workers, pid=os.getpid(),
+                                   labels=settings.labels, locality=settings.locality)
         store = StoreService(settings.object_store_bytes, self.node, read=self.arena.view,
                              resolve_node=lambda name: self.machine.peers.get(name))
         gcs = GcsClient(process_name("client", os.urandom(8)), settings.shards)

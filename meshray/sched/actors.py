@@ -5,14 +5,17 @@
 1. An actor is placed when its ``place_resources`` are free, and then holds its ``run_resources`` as long as it lives.
 2. Each start has its own incarnation; what an earlier incarnation's worker says is ignored.
 3. Creation is idempotent by actor id, also when the actor was sent on to another node or is dead already.
-4. Death is told once. It is final when the actor was killed for good, left of its own will, failed in its constructor,
+4. Where an actor was asked for first is its home. A node that takes it in tells its home of every start and of the end;
+   if that node is gone, its home starts it again elsewhere, as a restart.
+5. A worker that dies before the constructor began costs no restart: nothing of the actor was there yet.
+6. Death is told once. It is final when the actor was killed for good, left of its own will, failed in its constructor,
    has no restarts left, or its job is over (unless it is detached).
 
 ::
 
-    pending -> starting -> alive -> dead
-       ^          |          |
-       +--------- restarting -          worker died, restarts left: the next incarnation
+    pending -> starting -> building -> alive -> dead
+       ^          |           |          |
+       +---------- restarting -----------+      worker died, restarts left: the next incarnation
 
 Source: OSDI'18 s4.2; life-cycle names as Ray's.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 import msgspec
 
 from meshray.messages.node import ActorSpec, ActorStarted, CreateActor, Death, KillActor, StartActor
+from meshray.messages.sched import ActorBuilding, ActorMoved
 from meshray.sched import policy
 from meshray.sched.context import Context
 from meshray.sched.events import ActorStateChanged
@@ -30,6 +34,7 @@ from meshray.sched.pool import ACTOR, Worker
 
 PENDING = "pending"
 STARTING = "starting"
+BUILDING = "building"
 ALIVE = "alive"
 RESTARTING = "restarting"
 DEAD = "dead"
@@ -39,7 +44,8 @@ ENDED_MAX = 10_000
 
 
 class Actor(msgspec.Struct, eq=False):
-    """One actor of this node. ``route`` is where its creation came from, for warnings."""
+    """One actor of this node. ``route`` is where its creation came from, for warnings. ``home`` and ``home_endpoint``
+    name the node where it was asked for first, if that is another one."""
 
     spec: ActorSpec
     route: bytes
@@ -51,6 +57,8 @@ class Actor(msgspec.Struct, eq=False):
     worker: Worker | None = None
     stuck: str = ""
     stuck_ns: int = 0
+    home: str = ""
+    home_endpoint: str = ""
 
     @property
     def restarts_left(self) -> int:
@@ -63,14 +71,27 @@ class Actor(msgspec.Struct, eq=False):
         return self.state in (PENDING, RESTARTING)
 
 
+class Spilled(msgspec.Struct, eq=False):
+    """An actor that was sent on: where it is, as far as this node knows. ``home``: it was asked for here first, so this
+    node sees to it that it lives."""
+
+    spec: ActorSpec
+    route: bytes
+    node: str
+    endpoint: str
+    home: bool
+    incarnation: int = 0
+    restarts: int = 0
+
+
 class Actors:
     """All actors that this node is responsible for, and where it sent others."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self.actors: dict[bytes, Actor] = {}
-        self.spilled: dict[bytes, tuple[str, str, ActorSpec]] = {}
-        """Actors sent on: actor -> (node, endpoint, spec)."""
+        self.spilled: dict[bytes, Spilled] = {}
+        """Actors sent on."""
         self._ended: dict[bytes, None] = {}
         self.created = 0
 
@@ -79,14 +100,18 @@ class Actors:
     def create(self, route: bytes, message: CreateActor) -> None:
         """Take an actor in; it waits for its place."""
         spec = message.spec
-        known = self.actors.get(spec.actor)
-        if known is not None or spec.actor in self._ended or spec.actor in self.spilled:
+        sent_on = self.spilled.get(spec.actor)
+        if spec.actor in self.actors or spec.actor in self._ended or (
+                sent_on is not None and (sent_on.home or message.incarnation <= sent_on.incarnation)):
             return
+        self.spilled.pop(spec.actor, None)
         self.created += 1
-        actor = Actor(spec, route, PENDING, self._context.now_ns, message.hops)
+        actor = Actor(spec, route, PENDING, self._context.now_ns, message.hops, message.incarnation, message.restarts,
+                      home=message.home, home_endpoint=message.home_endpoint)
         self.actors[spec.actor] = actor
         if not message.hops:
             self._tell(actor, PENDING)
+        self._tell_home(actor)
 
     def place(self) -> int:
         """Start waiting actors whose place is free; return how many workers more could be used now."""
@@ -123,16 +148,18 @@ class Actors:
             return False
         if strategy.kind == "spread" and not actor.hops and self._context.view:
             return False
-        return self._context.ledger.possible(actor.spec.place_resources) and self._context.ledger.possible(
+        return self._context.able(actor.spec.place_resources, strategy) and self._context.ledger.possible(
             actor.spec.run_resources)
 
-    def started(self, worker: Worker, message: ActorStarted) -> None:
-        """The constructor returned or failed."""
+    def started(self, worker: Worker, message: ActorStarted | ActorBuilding) -> None:
+        """The constructor is about to run, or returned, or failed."""
         actor = self.actors.get(message.actor)
-        if actor is None or actor.worker is not worker or actor.state != STARTING or (
+        if actor is None or actor.worker is not worker or actor.state not in (STARTING, BUILDING) or (
                 message.incarnation != actor.incarnation):
             return
-        if message.error is not None:
+        if isinstance(message, ActorBuilding):
+            actor.state = BUILDING
+        elif message.error is not None:
             self._end(actor, self._death(actor, "its constructor failed"), error=message.error)
             self._context.stop(worker, "the actor's constructor failed", kill=False)
         else:
@@ -145,9 +172,9 @@ class Actors:
         """End an actor's process now; for good if ``no_restart``."""
         actor = self.actors.get(message.actor)
         if actor is None:
-            sent_to = self.spilled.get(message.actor)
-            if sent_to is not None:
-                self._context.send_to(sent_to[0], sent_to[1], message)
+            sent_on = self.spilled.get(message.actor)
+            if sent_on is not None:
+                self._context.send_to(sent_on.node, sent_on.endpoint, message)
             return
         worker = actor.worker
         if message.no_restart:
@@ -166,24 +193,31 @@ class Actors:
         actor = self.actors.get(worker.actor)
         if actor is None or actor.worker is not worker:
             return
-        if not actor.restarts_left:
+        unborn = actor.state == STARTING
+        if not unborn and not actor.restarts_left:
             self._end(actor, death)
             return
         actor.worker = None
-        actor.restarts += 1
+        actor.restarts += not unborn
+        self._again(actor, death)
+
+    def _again(self, actor: Actor, death: Death) -> None:
+        """The next incarnation."""
         actor.incarnation += 1
         actor.state = RESTARTING
         actor.since_ns = self._context.now_ns
         self._tell(actor, RESTARTING, death=death)
+        self._tell_home(actor)
 
     def job_ended(self, job: str) -> None:
         """End the actors of a job that are not detached."""
         for actor in list(self.actors.values()):
             if actor.spec.job == job and not actor.spec.detached:
                 self.kill(KillActor(actor.spec.actor, True, "its driver is gone"))
-        for identity, (_, _, spec) in list(self.spilled.items()):
-            if spec.job == job:
+        for identity, sent_on in list(self.spilled.items()):
+            if sent_on.spec.job == job and not sent_on.spec.detached:
                 del self.spilled[identity]
+                self._remember(identity)
 
     def owners_gone(self, processes: list[str]) -> None:
         """End the actors, unless detached, whose creators are gone."""
@@ -192,13 +226,54 @@ class Actors:
                 self.kill(KillActor(actor.spec.actor, True, f"its creator {actor.spec.owner} is gone"))
 
     def node_gone(self, node: str) -> None:
-        """Actors that were sent to a node that is gone are dead."""
-        for identity, (where, _, spec) in list(self.spilled.items()):
-            if where == node:
-                del self.spilled[identity]
-                self._remember(identity)
-                self._context.emit(ActorStateChanged(spec, DEAD, 0, death=Death(
-                    "", 0, node, reason=f"node {node} is gone")))
+        """Actors that were sent to a node that is gone start again, if they may; others wait there no more."""
+        for identity, sent_on in list(self.spilled.items()):
+            if sent_on.node == node:
+                self._lost(identity, sent_on, node)
+
+    def _lost(self, identity: bytes, sent_on: Spilled, node: str) -> None:
+        del self.spilled[identity]
+        if not sent_on.home:
+            return
+        spec, death = sent_on.spec, Death("", 0, node, reason=f"node {node} is gone")
+        actor = Actor(spec, sent_on.route, RESTARTING, self._context.now_ns, 0, sent_on.incarnation, sent_on.restarts)
+        if actor.restarts_left:
+            actor.restarts += 1
+            self.actors[identity] = actor
+            self._again(actor, death)
+        else:
+            self._remember(identity)
+            self._tell(actor, DEAD, death=death)
+
+    def moved(self, message: ActorMoved) -> None:
+        """The node that has an actor of ours says how it is."""
+        sent_on = self.spilled.get(message.actor)
+        if sent_on is None or not sent_on.home or message.incarnation < sent_on.incarnation:
+            return
+        if message.lost:
+            if message.node == sent_on.node:
+                self._lost(message.actor, sent_on, message.node)
+        elif message.ended:
+            del self.spilled[message.actor]
+            self._remember(message.actor)
+        else:
+            sent_on.node, sent_on.endpoint = message.node, message.endpoint
+            sent_on.incarnation, sent_on.restarts = message.incarnation, message.restarts
+
+    def given_up(self) -> None:
+        """The others gave this node up: actors whose home is elsewhere are, or will be, started again from there."""
+        for identity, actor in list(self.actors.items()):
+            if actor.home:
+                self._tell_home(actor, lost=True)
+                del self.actors[identity]
+                if actor.worker is not None:
+                    self._context.stop(actor.worker, "this node had been given up", kill=True)
+
+    def _tell_home(self, actor: Actor, *, ended: bool = False, lost: bool = False) -> None:
+        if actor.home:
+            context = self._context
+            context.send_to(actor.home, actor.home_endpoint, ActorMoved(
+                actor.spec.actor, context.node, context.endpoint, actor.incarnation, actor.restarts, ended, lost))
 
     def unschedulable(self, actor: Actor, reason: str) -> None:
         """The one node where the actor may live has gone."""
@@ -208,6 +283,7 @@ class Actors:
         del self.actors[actor.spec.actor]
         self._remember(actor.spec.actor)
         self._tell(actor, DEAD, death=death, error=error)
+        self._tell_home(actor, ended=True)
 
     def _remember(self, identity: bytes) -> None:
         self._ended[identity] = None
@@ -240,8 +316,12 @@ class Actors:
         """Another node takes this actor."""
         identity = actor.spec.actor
         del self.actors[identity]
-        self.spilled[identity] = (node, endpoint, actor.spec)
-        self._context.send_to(node, endpoint, CreateActor(actor.spec, actor.hops + 1))
+        context = self._context
+        self.spilled[identity] = Spilled(actor.spec, actor.route, node, endpoint, not actor.home, actor.incarnation,
+                                         actor.restarts)
+        context.send_to(node, endpoint, CreateActor(
+            actor.spec, actor.hops + 1, actor.home or context.node, actor.home_endpoint or context.endpoint,
+            actor.incarnation, actor.restarts))
 
     def check(self) -> None:
         """Assert that actors and workers agree."""

@@ -11,8 +11,10 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+from meshray import labels
 from meshray.machine import Connect, Send
 from meshray.messages.base import Message
+from meshray.messages.node import Strategy
 from meshray.messages.sched import NodeLoad
 from meshray.sched.events import StopWorker, WorkerLabelled, route_to
 from meshray.sched.ledger import Ledger
@@ -24,18 +26,27 @@ class Context:
     """Shared state of one node's scheduler."""
 
     def __init__(self, node: str, name: str, endpoint: str, total: Resources, *, incarnation: int,
-                 prestart: int) -> None:
+                 prestart: int, carries: dict[str, str], locality: bool) -> None:
         self.node = node
         self.name = name
         self.endpoint = endpoint
         self.ledger = Ledger(total)
         self.pool = Pool(max(1, total.get("CPU", 0) // UNIT), prestart)
+        self.labels = carries
+        self.locality = locality
+        """Whether demands say where their inputs lie, and are served accordingly."""
+        self.bytes_per_s = 0
+        """Exponential average of what this node's pulls brought from other nodes."""
         self.view: dict[str, NodeLoad] = {}
-        """The other nodes, as the global schedulers last told."""
+        """The other nodes, as the global schedulers told: who they are, not how loaded they are now."""
         self.now_ns = 0
         self.effects: list[Any] = []
         self._leases = 0
         self._lease_base = zlib.crc32(f"{node}/{incarnation}".encode()) << 32
+
+    def able(self, need: Resources, strategy: Strategy) -> bool:
+        """Whether this node is large enough and carries the right labels; node affinity aside."""
+        return self.ledger.possible(need) and (not strategy.labels or labels.matches(strategy.labels, self.labels))
 
     def emit(self, effect: Any) -> None:
         """Add an effect."""

@@ -67,8 +67,14 @@ class Claim(msgspec.Struct, eq=False):
     backlog: int = 0
     mean_ns: int = 0
     input_bytes: dict[str, int] | None = None
+    travel_ns: int = 0
+    """How long the inputs of a task would travel to this node."""
     leases: dict[int, Lease] = {}
     remote: dict[str, Ask] = {}
+    lent: int = 0
+    """Leases held elsewhere: the sum of ``held`` over ``remote``."""
+    sought: int = 0
+    """Leases asked for elsewhere and not held: the sum of ``asked - held`` over ``remote``."""
     short: int = 0
     quota: int = 0
     """Leases that a global scheduler placed here; only these run here when the strategy is spread."""
@@ -78,12 +84,34 @@ class Claim(msgspec.Struct, eq=False):
     @property
     def held(self) -> int:
         """Leases held here and elsewhere."""
-        return len(self.leases) + sum(ask.held for ask in self.remote.values())
+        return len(self.leases) + self.lent
 
     @property
     def missing(self) -> int:
         """Leases wanted and not held."""
-        return max(0, self.count - self.held)
+        return max(0, self.count - len(self.leases) - self.lent)
+
+    @property
+    def away(self) -> bool:
+        """Whether the inputs lie elsewhere, and far."""
+        return self.travel_ns >= policy.AWAY_NS
+
+    def ask(self, node: str, endpoint: str, change: int) -> Ask:
+        """Seek ``change`` leases more at a node (or less); forget it when nothing is asked and held there."""
+        ask = self.remote.get(node)
+        if ask is None:
+            ask = self.remote[node] = Ask(endpoint, 0)
+        ask.asked += change
+        self.sought += change
+        if not ask.asked:
+            del self.remote[node]
+        return ask
+
+    def lend(self, node: str, change: int) -> None:
+        """A node lent a lease that was asked for (1), or has it back (-1): then another one is sought there."""
+        self.remote[node].held += change
+        self.lent += change
+        self.sought -= change
 
 
 class Lease(msgspec.Struct, eq=False):
@@ -105,6 +133,8 @@ class Demands:
         self.leases: dict[int, Lease] = {}
         self.granted = 0
         self.lost = 0
+        self.starting: Resources = {}
+        """What is set aside for work that only lacks a worker."""
 
     # --- what owners say -----------------------------------------------------------------------------------------
 
@@ -122,7 +152,9 @@ class Demands:
         claim.strategy = demand.strategy
         claim.backlog = demand.backlog
         claim.mean_ns = demand.mean_ns
-        claim.input_bytes = demand.input_bytes
+        claim.input_bytes = demand.input_bytes if self._context.locality else None
+        claim.travel_ns = policy.transfer_ns(claim.input_bytes, self._context.node, self._context.bytes_per_s) if (
+            claim.input_bytes) else 0
         self.tidy(claim)
         return claim
 
@@ -205,7 +237,7 @@ class Demands:
         for position, claim in enumerate(self.waiting()):
             claim.short = claim.missing
             if self._wanted_here(claim):
-                heap.append((policy.turn(claim.owner.held, len(claim.leases), claim.since_ns), position, claim, 0))
+                heap.append((self._turn(claim, 0), position, claim, 0))
         heapq.heapify(heap)
         while heap:
             _, position, claim, pending = heapq.heappop(heap)
@@ -225,15 +257,22 @@ class Demands:
                     starting[name] = starting.get(name, 0) + amount
             claim.short -= 1
             if self._wanted_here(claim) > pending:
-                key = policy.turn(claim.owner.held + pending, len(claim.leases) + pending, claim.since_ns)
-                heapq.heappush(heap, (key, position, claim, pending))
+                heapq.heappush(heap, (self._turn(claim, pending), position, claim, pending))
+        self.starting = starting
         return needed
+
+    def _turn(self, claim: Claim, pending: int) -> tuple[bool, int, int, int]:
+        return claim.away, *policy.turn(claim.owner.held + pending, len(claim.leases) + pending, claim.since_ns)
 
     def _wanted_here(self, claim: Claim) -> int:
         """Return how many more leases the claim may get from this node, resources aside."""
-        if not self._context.ledger.possible(claim.need):
-            return 0
         strategy = claim.strategy
+        if not self._context.able(claim.need, strategy):
+            return 0
+        if claim.away and not policy.may_run_away(
+                self._context.now_ns - claim.since_ns, backlog=claim.backlog, mean_ns=claim.mean_ns,
+                running=claim.lent, travel_ns=claim.travel_ns):
+            return 0
         if strategy.kind == "node" and not claim.owner.node and not (
                 policy.is_here(strategy, self._context.node, self._context.name)
                 or (strategy.soft and claim.quota > 0)):
@@ -271,7 +310,8 @@ class Demands:
         unblocked = [Waiter("unblocked", "", 0, 0, 0, over, 1)] if over else []
         return unblocked + [
             Waiter((claim.owner.name, claim.klass), claim.owner.name, claim.owner.held, len(claim.leases),
-                   claim.since_ns, claim.need, min(claim.short, self._wanted_here(claim)), claim.owner.nested)
+                   claim.since_ns, claim.need, min(claim.short, self._wanted_here(claim)), claim.owner.nested,
+                   claim.away)
             for claim in self.waiting() if claim.short and self._wanted_here(claim)]
 
     def reclaim(self, waiters: list[Waiter]) -> None:
@@ -286,7 +326,7 @@ class Demands:
             claim = lease.claim
             if not lease.reclaimed_ns:
                 holdings.append(Holding(lease.number, (claim.owner.name, claim.klass), claim.owner.name, claim.need,
-                                        lease.since_ns, claim.missing == 0))
+                                        lease.since_ns, claim.missing == 0, claim.away))
             elif now_ns - lease.reclaimed_ns < RECLAIM_PATIENCE_NS:
                 policy.subtract(room, claim.need, -1)
         for number in policy.victims(waiters, holdings, room, now_ns):

@@ -42,5 +42,5 @@ def rows(context: Context, demands: Demands, actors: Actors, spill: Spill) -> di
                     "worker": actor.worker.name if actor.worker else "", "pid": actor.worker.pid if actor.worker else 0,
                     "node": context.node, "infeasible": actor.stuck} for identity, actor in actors.actors.items()],
         "nodes": [{"node": load.node, "name": load.name, "endpoint": load.endpoint, "total": load.total,
-                   "available": load.available, "queued": load.queued} for load in context.view.values()],
+                   "labels": load.labels} for load in context.view.values()],
     }

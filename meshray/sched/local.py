@@ -5,7 +5,6 @@
 1. Every event is followed by one scheduling pass: place actors, grant leases, start workers, ask back, spill over.
 2. A pass never waits: what cannot be decided now is looked at again at ``deadline_ns``.
 3. Sessions are known by the route they registered on; what comes from a route nobody registered is ignored.
-4. Each ``HEARTBEAT_NS``, and sooner when it becomes full or free, the node tells every global scheduler its load.
 
 Source: OSDI'18 s4.2.2 (bottom-up scheduling).
 """
@@ -28,12 +27,12 @@ from meshray.messages.node import (
 )
 from meshray.messages.objects import HoldersDied
 from meshray.messages.sched import (
+    ActorBuilding,
+    ActorMoved,
     ClusterView,
     DemandPlaced,
-    Heartbeat,
     JobEnded,
     NodeGone,
-    NodeLoad,
     RemoteLeaseGranted,
     RemoteLeaseReclaimed,
     RequestRemoteLease,
@@ -53,6 +52,7 @@ from meshray.sched.events import (
     WorkerStartFailed,
 )
 from meshray.sched.pool import ACTOR, IDLE, LEASED, LEAVING, Worker
+from meshray.sched.presence import Presence
 from meshray.sched.spill import Spill
 
 RECLAIM_NS = 2 * config.MILLISECOND_NS
@@ -61,38 +61,31 @@ RECLAIM_NS = 2 * config.MILLISECOND_NS
 WAITING_TICK_NS = 20 * config.MILLISECOND_NS
 """While somebody waits for resources, the passes of time-slicing, reservation and timeouts run this often."""
 
-HEARTBEAT_MIN_NS = 10 * config.MILLISECOND_NS
-"""Heartbeats outside the rhythm are at least this far apart."""
-
 
 class LocalScheduler:
     """The machine that the node process composes. See ``events`` for what it takes and gives beside messages."""
 
     def __init__(self, node: str, name: str, endpoint: str, total: dict[str, int], *,
                  schedulers: dict[str, str] | None = None, incarnation: int = 0, prestart: int = 0,
-                 pid: int = 0) -> None:
+                 pid: int = 0, labels: dict[str, str] | None = None, locality: bool = True) -> None:
         """``node`` is the process name, by which peers route; ``name`` what users call it; ``total`` in 1/10 000 units;
-        ``schedulers``: replica name -> endpoint; ``prestart``: task workers to have from the beginning."""
-        self._context = Context(node, name, endpoint, total, incarnation=incarnation, prestart=prestart)
+        ``schedulers``: replica name -> endpoint; ``prestart``: task workers to have from the beginning; ``locality``:
+        whether tasks go where their inputs are."""
+        self._context = Context(node, name, endpoint, total, incarnation=incarnation, prestart=prestart,
+                                carries=labels or {}, locality=locality)
         self._demands = Demands(self._context)
         self._actors = Actors(self._context)
         self._spill = Spill(self._context, self._demands, self._actors)
         self._spill.schedulers = dict(schedulers or {})
-        self._incarnation = incarnation
-        self._pid = pid
-        self._heartbeats = 0
-        self._heartbeat_ns = 0
-        self._shown: dict[str, int] = {}
+        self._presence = Presence(self._context, self._demands, incarnation=incarnation, pid=pid)
         self._reclaim_ns = 0
         self._sweep_ns = 0
         self._waiting = self._postponed = False
-        self._mean_task_ns = 0
-        self._bytes_per_s = 0
 
     def set_schedulers(self, schedulers: dict[str, str]) -> None:
         """Replace the list of global scheduler replicas: name -> endpoint. They hear of us at the next tick."""
         self._spill.schedulers = dict(schedulers)
-        self._heartbeat_ns = 0
+        self._presence.hurry()
 
     # --- the machine ---------------------------------------------------------------------------------------------
 
@@ -106,13 +99,13 @@ class LocalScheduler:
             useful = True
         if useful:
             self._schedule()
-        self._heartbeat()
+        self._presence.beat(self._spill.schedulers)
         effects, context.effects = context.effects, []
         return effects
 
     def deadline_ns(self) -> int:
         """When ``Tick`` is due next."""
-        rhythm_ns = self._heartbeat_ns + config.HEARTBEAT_NS if self._heartbeat_ns else 0
+        rhythm_ns = self._presence.due_ns()
         if self._postponed:
             return min(rhythm_ns, self._reclaim_ns + RECLAIM_NS)
         return min(rhythm_ns, self._sweep_ns + WAITING_TICK_NS) if self._waiting else rhythm_ns
@@ -124,6 +117,7 @@ class LocalScheduler:
         self._demands.check()
         self._actors.check()
         self._spill.check()
+        self._presence.check()
 
     def statistics(self) -> dict[str, int]:
         """Return counters and sizes."""
@@ -169,8 +163,8 @@ class LocalScheduler:
             case WorkerStartFailed():
                 self._context.pool.start_failed(event.count, self._context.now_ns)
             case Transferred():
-                self._bytes_per_s = policy.average(
-                    self._bytes_per_s, event.size_bytes * config.SECOND_NS // max(1, event.elapsed_ns))
+                self._context.bytes_per_s = policy.average(
+                    self._context.bytes_per_s, event.size_bytes * config.SECOND_NS // max(1, event.elapsed_ns))
                 return False
             case Undeliverable():
                 return self._undeliverable(event)
@@ -180,7 +174,8 @@ class LocalScheduler:
 
     def _received(self, route: bytes, message: Any) -> bool:
         match message:
-            case DeclareDemand() | ReturnLease() | WorkerBlocked() | WorkerUnblocked() | ActorStarted():
+            case DeclareDemand() | ReturnLease() | WorkerBlocked() | WorkerUnblocked() | ActorStarted() | (
+                ActorBuilding()):
                 return self._from_session(route, message)
             case CreateActor():
                 self._actors.create(route, message)
@@ -206,6 +201,8 @@ class LocalScheduler:
                 self._cluster_view(message)
             case NodeGone():
                 self._node_gone(message.node)
+            case ActorMoved():
+                self._actors.moved(message)
             case HoldersDied():
                 self._actors.owners_gone(message.processes)
             case JobEnded():
@@ -225,7 +222,7 @@ class LocalScheduler:
                     owner.job = worker.job
                 for demand in message.demands:
                     if demand.mean_ns:
-                        self._mean_task_ns = policy.average(self._mean_task_ns, demand.mean_ns)
+                        self._presence.ran(demand.mean_ns)
                     self._spill.trim(self._demands.declare(owner, demand))
             case ReturnLease():
                 for number in message.leases:
@@ -234,7 +231,7 @@ class LocalScheduler:
                         self._demands.returned(number)
                     elif lease is None and self._spill.owner_of(number) is owner:
                         self._spill.returned(number)
-            case ActorStarted():
+            case ActorStarted() | ActorBuilding():
                 if worker is not None:
                     self._actors.started(worker, message)
             case _:
@@ -312,35 +309,27 @@ class LocalScheduler:
             self._demands.owners.pop(owner.name, None)
 
     def _cluster_view(self, message: ClusterView) -> None:
-        view = self._context.view
-        changed = False
-        for load in message.nodes:
-            if load.node != self._context.node:
-                known = view.get(load.node)
-                changed |= known is None or known.total != load.total
-                view[load.node] = load
-        if changed:
+        if self._presence.learn(message):
             self._spill.cluster_changed()
         for node in message.gone:
-            if node in view:
+            if node in self._context.view:
                 self._node_gone(node)
 
     def _node_gone(self, node: str) -> None:
         if node == self._context.node:
             self._declared_gone()
             return
-        known = self._context.view.pop(node, None)
+        self._presence.forget(node, lambda known: self._context.emit(Disconnect(node)))
         self._spill.node_gone(node)
         self._actors.node_gone(node)
         for owner in list(self._demands.owners.values()):
             if owner.node == node:
                 self._demands.owner_gone(owner.name)
-        if known is not None:
-            self._context.emit(Disconnect(node))
 
     def _declared_gone(self) -> None:
         """The others gave us up while we were silent: what we lent and borrowed is void."""
         self._demands.void_remote()
+        self._actors.given_up()
         for node in {lease.node for lease in self._spill.leases.values()}:
             self._spill.node_gone(node)
 
@@ -379,22 +368,3 @@ class LocalScheduler:
         if waiters and not self._postponed:
             self._reclaim_ns = now_ns
             self._demands.reclaim(waiters)
-
-    def _heartbeat(self) -> None:
-        """Report the load: in its rhythm, and at once when a resource was used up or became free again."""
-        context, now_ns = self._context, self._context.now_ns
-        elapsed_ns = now_ns - self._heartbeat_ns
-        if self._heartbeat_ns and elapsed_ns < config.HEARTBEAT_NS:
-            if elapsed_ns < HEARTBEAT_MIN_NS or not self._spill.schedulers:
-                return
-            free = context.ledger.free()
-            if all((free[name] > 0) == (self._shown.get(name, 0) > 0) for name in free):
-                return
-        self._heartbeat_ns = max(1, now_ns)
-        self._heartbeats += 1
-        self._shown = context.ledger.free()
-        queued = sum(max(claim.backlog, claim.missing) for claim in self._demands.waiting())
-        load = NodeLoad(context.node, context.name, context.endpoint, context.ledger.total, self._shown, queued,
-                        self._mean_task_ns, self._bytes_per_s, self._incarnation, self._pid)
-        for name, endpoint in self._spill.schedulers.items():
-            context.send_to(name, endpoint, Heartbeat(load, self._heartbeats))

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from meshray import config
+from meshray import config, labels
 from meshray.messages.node import Strategy
 
 Resources = dict[str, int]
@@ -34,6 +34,12 @@ MEAN_UNKNOWN_NS = 10 * config.MILLISECOND_NS
 BANDWIDTH_UNKNOWN = 1_000_000_000
 """Bytes per second assumed between nodes that have not exchanged anything yet."""
 
+AWAY_NS = 2 * config.MILLISECOND_NS
+"""Inputs that need longer than this to arrive make a node a strange place for a task: others come first there."""
+
+AWAY_PATIENCE_NS = 200 * config.MILLISECOND_NS
+"""Work that found no place near its inputs for this long, beside the time that they travel, runs wherever it can."""
+
 SLICE_NS = 50 * config.MILLISECOND_NS
 """A lease held this long goes round when somebody with nothing waits for its resources."""
 
@@ -45,7 +51,8 @@ VICTIMS_MAX = 64
 
 
 class Waiter(msgspec.Struct, eq=False):
-    """A claim or actor that lacks ``short`` times ``need``."""
+    """A claim or actor that lacks ``short`` times ``need``. ``away``: its inputs lie elsewhere, so that it gets here
+    only what nobody else has a use for."""
 
     key: Any
     owner: str
@@ -55,10 +62,11 @@ class Waiter(msgspec.Struct, eq=False):
     need: Resources
     short: int
     nested: bool = False
+    away: bool = False
 
 
 class Holding(msgspec.Struct, eq=False):
-    """A lease in use. ``idle``: its owner has nothing more waiting for it."""
+    """A lease in use. ``idle``: its owner has nothing more waiting for it. ``away``: its inputs lie elsewhere."""
 
     lease: int
     key: Any
@@ -66,6 +74,7 @@ class Holding(msgspec.Struct, eq=False):
     need: Resources
     since_ns: int
     idle: bool
+    away: bool = False
 
 
 class Candidate(msgspec.Struct, eq=False):
@@ -79,6 +88,7 @@ class Candidate(msgspec.Struct, eq=False):
     queued: int = 0
     mean_task_ns: int = 0
     bytes_per_s: int = 0
+    labels: dict[str, str] = {}
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -113,10 +123,15 @@ def average(old: int, sample: int) -> int:
     return sample if not old else (3 * old + sample) // 4
 
 
-def estimated_wait_ns(queued: int, mean_ns: int, running: int, remote_bytes: int = 0, bytes_per_s: int = 0) -> int:
-    """Return how long a task would wait: queue length x average duration / slots + remote input / bandwidth."""
-    work_ns = queued * (mean_ns or MEAN_UNKNOWN_NS) // max(1, running)
-    return work_ns + remote_bytes * config.SECOND_NS // (bytes_per_s or BANDWIDTH_UNKNOWN)
+def estimated_wait_ns(queued: int, mean_ns: int, running: int) -> int:
+    """Return how long a task would wait: queue length x average duration / slots."""
+    return queued * (mean_ns or MEAN_UNKNOWN_NS) // max(1, running)
+
+
+def transfer_ns(input_bytes: Mapping[str, int], node: str, bytes_per_s: int) -> int:
+    """Return how long the inputs that are not on ``node`` take to get there: their size / average bandwidth."""
+    away_bytes = sum(size for holder, size in input_bytes.items() if holder != node)
+    return away_bytes * config.SECOND_NS // (bytes_per_s or BANDWIDTH_UNKNOWN)
 
 
 def units(amount: int) -> str:
@@ -158,18 +173,20 @@ def is_here(strategy: Strategy, node: str, name: str) -> bool:
     return strategy.node in (node, name)
 
 
-def spill_count(short: int, *, backlog: int, mean_ns: int, running: int, need: Mapping[str, int],
-                elsewhere: Iterable[Mapping[str, int]]) -> int:
-    """Return how many of ``short`` leases to seek elsewhere: none when the wait here is short or the others are full,
-    else what the others have room for (``elsewhere``: their free resources)."""
-    if estimated_wait_ns(max(backlog, short), mean_ns, running) <= SPILL_WAIT_NS:
-        return 0
-    count = 0
-    for room in elsewhere:
-        count += slots(room, need, short - count)
-        if count >= short:
-            break
-    return count
+def spill_count(short: int, *, backlog: int, mean_ns: int, running: int, travel_ns: int = 0, away: bool = False) -> int:
+    """Return how many of ``short`` leases to seek elsewhere: all when the inputs lie elsewhere (``away``); none when
+    the wait here is short, or shorter than the way of the inputs to another node (``travel_ns``)."""
+    if away:
+        return short
+    return short if estimated_wait_ns(max(backlog, short), mean_ns, running) > SPILL_WAIT_NS + travel_ns else 0
+
+
+def may_run_away(waited_ns: int, *, backlog: int, mean_ns: int, running: int, travel_ns: int) -> bool:
+    """Whether work whose inputs lie elsewhere may run here: they travel faster than it would wait where they are, where
+    it has ``running`` slots; and it has waited for as long as they travel (delay scheduling, EuroSys'10)."""
+    if not running and waited_ns >= AWAY_PATIENCE_NS + travel_ns:
+        return True
+    return waited_ns >= travel_ns and estimated_wait_ns(backlog, mean_ns, running) > travel_ns
 
 
 def victims(waiters: list[Waiter], holdings: list[Holding], room: Resources, now_ns: int) -> list[int]:
@@ -218,8 +235,10 @@ def _victim(waiter: Waiter, free: list[Holding], owners: dict[str, int], claims:
             surplus = claims[holding.key] - claims.get(waiter.key, 0)
         else:
             surplus = owners[holding.owner] - owners.get(waiter.owner, 0)
-        if holding.idle:
+        if holding.idle or (holding.away and not waiter.away):
             rank = 0
+        elif waiter.away:
+            continue
         elif surplus > 1:
             rank = 1
         elif not claims.get(waiter.key) and now_ns - holding.since_ns >= SLICE_NS:
@@ -235,37 +254,59 @@ def _victim(waiter: Waiter, free: list[Holding], owners: dict[str, int], claims:
 # --- the global scheduler's judgement ----------------------------------------------------------------------------
 
 
-def place(need: Mapping[str, int], count: int, nodes: list[Candidate], *, asker: str = "",
-          strategy: Strategy | None = None, mean_ns: int = 0, input_bytes: Mapping[str, int] | None = None,
-          exclude: Iterable[str] = ()) -> Placement:
-    """Choose nodes for ``count`` leases and book them. Nodes in ``exclude`` are used only if no other can."""
-    strategy = strategy or Strategy()
-    if strategy.kind == "node":
-        named = [node for node in nodes if is_here(strategy, node.node, node.name)]
-        if named and covers(named[0].total, need):
-            return _deal({named[0].node: count}, named, need)
-        if not strategy.soft:
-            return Placement([], False, f"must run on node {strategy.node!r}, which " + (
-                f"is too small: {shortage(need, [named[0].total])}" if named else "is not part of the cluster"))
-    able = [node for node in nodes if covers(node.total, need)]
-    if not able:
-        return Placement([], False, shortage(need, [node.total for node in nodes]))
-    shunned = set(exclude)
-    able = [node for node in able if node.node not in shunned] or able
+def suits(total: Mapping[str, int], node_labels: Mapping[str, str], need: Mapping[str, int],
+          strategy: Strategy) -> bool:
+    """Whether a node of this size with these labels may ever run it; node affinity aside."""
+    return covers(total, need) and (not strategy.labels or labels.matches(strategy.labels, node_labels))
+
+
+def unsuitable(need: Mapping[str, int], strategy: Strategy,
+               kinds: Iterable[tuple[Mapping[str, int], Mapping[str, str]]]) -> str:
+    """Say why none of these kinds of nodes (totals, labels) can ever run it; empty if one can."""
+    kinds = list(kinds)
+    if strategy.labels:
+        missing = labels.mismatch(strategy.labels, [carried for _, carried in kinds])
+        if missing:
+            return missing
+        kinds = [kind for kind in kinds if labels.matches(strategy.labels, kind[1])]
+    reason = shortage(need, [total for total, _ in kinds])
+    return f"{reason} (of those with the labels asked for)" if reason and strategy.labels else reason
+
+
+def unsuitable_node(need: Mapping[str, int], strategy: Strategy, named: Candidate | None) -> str:
+    """Say why the one node that is allowed cannot run it; empty if it can."""
+    if named is None:
+        return f"must run on node {strategy.node!r}, which is not part of the cluster"
+    reason = unsuitable(need, strategy, [(named.total, named.labels)])
+    if not reason:
+        return ""
+    if strategy.labels and not labels.matches(strategy.labels, named.labels):
+        return f"must run on node {strategy.node!r}, which lacks a label: {reason}"
+    return f"must run on node {strategy.node!r}, which is too small: {reason}"
+
+
+def place(need: Mapping[str, int], count: int, able: list[Candidate], *, asker: str = "", spread: bool = False,
+          mean_ns: int = 0, backlog: int = 0, input_bytes: Mapping[str, int] | None = None,
+          asker_able: bool = True) -> Placement:
+    """Choose nodes for ``count`` leases among those that suit, and book them. If the asker cannot run them itself
+    (``asker_able``), what finds no room queues where the estimated wait is lowest."""
     given = dict.fromkeys((node.node for node in able), 0)
-    if strategy.kind == "spread":
+    sizes = input_bytes or {}
+    if spread:
         _level(given, able, need, count)
     else:
-        _fill(given, able, need, count, input_bytes or {})
+        _fill(given, able, need, count, mean_ns, max(backlog, count), sizes)
         left = count - sum(given.values())
-        asker_able = any(node.node == asker and covers(node.total, need) for node in nodes)
+        if left and sizes:
+            left -= _near(given, able, need, left, mean_ns, sizes, asker)
         if left and not asker_able:
-            _queue(given, able, need, left, mean_ns, input_bytes or {})
+            _queue(given, able, need, left, mean_ns, sizes)
     return _deal(given, able, need)
 
 
-def _remote_bytes(node: Candidate, input_bytes: Mapping[str, int]) -> int:
-    return sum(size for holder, size in input_bytes.items() if holder != node.node)
+def put(need: Mapping[str, int], count: int, node: Candidate) -> Placement:
+    """Book ``count`` leases on one node, whether it has room or not."""
+    return _deal({node.node: count}, [node], need)
 
 
 def _level(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], count: int) -> None:
@@ -273,35 +314,61 @@ def _level(given: dict[str, int], able: list[Candidate], need: Mapping[str, int]
     room = {node.node: slots(node.available, need, count) for node in able}
     heap = [(room[node.node] <= 0, 0, node.queued, node.node) for node in able]
     heapq.heapify(heap)
-    for _ in range(count):
+    for _ in range(count if heap else 0):
         _, _, queued, name = heap[0]
         given[name] += 1
         heapq.heapreplace(heap, (given[name] >= room[name], given[name], queued, name))
 
 
-def _fill(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], count: int,
-          input_bytes: Mapping[str, int]) -> None:
-    """Use free slots, those with the lowest estimated waiting time first."""
-    def cost(node: Candidate) -> tuple[int, int, str]:
-        remote = _remote_bytes(node, input_bytes)
+def _fill(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], count: int, mean_ns: int,
+          backlog: int, sizes: Mapping[str, int]) -> None:
+    """Use free slots, those with the lowest estimated waiting time first; none to which the inputs would travel longer
+    than the work would wait for the slots that were chosen before it."""
+    ranked = []
+    for node in able:
         free = slots(node.available, need, count)
-        return estimated_wait_ns(node.queued, node.mean_task_ns, 1, remote, node.bytes_per_s), -free, node.node
+        if free:
+            travel_ns = transfer_ns(sizes, node.node, node.bytes_per_s) if sizes else 0
+            ranked.append((node.queued * (node.mean_task_ns or MEAN_UNKNOWN_NS) + travel_ns, -free, node.node,
+                           travel_ns))
+    ranked.sort()
+    chosen = 0
+    for _, free, name, travel_ns in ranked:
+        if chosen >= count:
+            break
+        if travel_ns >= AWAY_NS and chosen and travel_ns > estimated_wait_ns(backlog, mean_ns, chosen):
+            break
+        given[name] = min(-free, count - chosen)
+        chosen += given[name]
 
-    for node in sorted(able, key=cost):
-        given[node.node] = slots(node.available, need, count - sum(given.values()))
+
+def _near(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], left: int, mean_ns: int,
+          sizes: Mapping[str, int], asker: str) -> int:
+    """Queue at a node that holds the inputs, if the wait there is shorter than their way elsewhere."""
+    queued = 0
+    for node in able:
+        if node.node == asker or node.node not in sizes or given[node.node]:
+            continue
+        travel_ns = transfer_ns(sizes, "", node.bytes_per_s)
+        size = slots(node.total, need, left - queued)
+        if size and travel_ns >= AWAY_NS and estimated_wait_ns(
+                node.queued, node.mean_task_ns or mean_ns, slots(node.total, need, 1 << 30)) <= travel_ns:
+            given[node.node] = size
+            queued += size
+    return queued
 
 
 def _queue(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], count: int, mean_ns: int,
-           input_bytes: Mapping[str, int]) -> None:
+           sizes: Mapping[str, int]) -> None:
     """Nobody has room and the asker cannot run it: queue where the estimated wait is lowest."""
     def wait(node: Candidate) -> int:
         return estimated_wait_ns(node.queued + given[node.node] + 1, node.mean_task_ns or mean_ns,
-                                 slots(node.total, need, count), _remote_bytes(node, input_bytes), node.bytes_per_s)
+                                 slots(node.total, need, count)) + transfer_ns(sizes, node.node, node.bytes_per_s)
 
     by_name = {node.node: node for node in able}
     heap = [(wait(node), node.node) for node in able]
     heapq.heapify(heap)
-    for _ in range(count):
+    for _ in range(count if heap else 0):
         name = heap[0][1]
         given[name] += 1
         heapq.heapreplace(heap, (wait(by_name[name]), name))

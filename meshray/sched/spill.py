@@ -96,24 +96,29 @@ class Spill:
 
     def _seek_claim(self, claim: Claim) -> None:
         key, need = (claim.owner.name, claim.klass), visible(claim.need)
-        short = claim.missing - sum(ask.asked - ask.held for ask in claim.remote.values())
+        short = claim.missing - claim.sought
         if short <= 0 or self._resting(key):
             return
         if self._must_move(claim):
             count = short if claim.strategy.kind != "spread" else short - max(0, claim.quota - len(claim.leases))
-        else:
+        elif self._context.view:
+            travel_ns = 0 if claim.away or not claim.input_bytes else policy.transfer_ns(
+                claim.input_bytes, "", self._context.bytes_per_s)
             count = policy.spill_count(
                 min(short, claim.short), backlog=claim.backlog, mean_ns=claim.mean_ns, running=len(claim.leases),
-                need=need, elsewhere=(load.available for load in self._context.view.values()))
+                travel_ns=travel_ns, away=claim.away)
+        else:
+            count = 0
         if count > 0:
             self._ask(key, PlaceDemand(
-                0, self._context.node, need, count, claim.strategy, claim.mean_ns, claim.input_bytes))
+                0, self._context.node, need, count, claim.strategy, claim.mean_ns, claim.input_bytes, None,
+                claim.backlog))
 
     def _must_move(self, claim: Claim) -> bool:
         context, strategy = self._context, claim.strategy
         if strategy.kind == "node" and not policy.is_here(strategy, context.node, context.name):
             return not (strategy.soft and claim.quota)
-        if not context.ledger.possible(claim.need):
+        if not context.able(claim.need, strategy):
             return True
         return strategy.kind == "spread" and bool(context.view)
 
@@ -121,8 +126,7 @@ class Spill:
         key, need = actor.spec.actor, actor.spec.place_resources
         if self._resting(key) or actor.hops >= HOPS_MAX:
             return
-        if self._actors.may_live_here(actor) and (self._context.ledger.fits(need) or not any(
-                policy.covers(load.available, need) for load in self._context.view.values())):
+        if self._actors.may_live_here(actor) and (self._context.ledger.fits(need) or not self._context.view):
             return
         need = {name: max(need.get(name, 0), actor.spec.run_resources.get(name, 0))
                 for name in need.keys() | actor.spec.run_resources.keys()}
@@ -145,11 +149,12 @@ class Spill:
     def _alone(self, key: Any, message: PlaceDemand) -> None:
         """No global scheduler: this node is the cluster."""
         context = self._context
-        placement = policy.place(message.resources, message.count, [policy.Candidate(
-            context.node, context.name, context.endpoint, dict(context.ledger.total), dict(context.ledger.available))],
-            asker=context.node, strategy=message.strategy)
-        places = [(context.node, context.endpoint, message.count)] if placement.feasible else []
-        self._take_places(key, places, placement.feasible, placement.reason)
+        need, strategy = message.resources, message.strategy
+        reason = policy.unsuitable(need, strategy, [(context.ledger.total, context.labels)])
+        if strategy.kind == "node" and not strategy.soft and not policy.is_here(strategy, context.node, context.name):
+            reason = policy.unsuitable_node(need, strategy, None)
+        places = [] if reason else [(context.node, context.endpoint, message.count)]
+        self._take_places(key, places, not reason, reason)
 
     def _send_request(self, request: Request) -> None:
         names = list(self.schedulers)
@@ -176,14 +181,13 @@ class Spill:
             return
         self._stuck(claim, "" if feasible else reason)
         claim.quota += sum(count for node, _, count in places if node == self._context.node)
-        room = claim.missing - sum(ask.asked - ask.held for ask in claim.remote.values())
+        room = claim.missing - claim.sought
         for node, endpoint, count in elsewhere:
             count = min(count, room)
             if count > 0:
                 room -= count
                 self.placed += count
-                ask = claim.remote.setdefault(node, Ask(endpoint, 0))
-                ask.asked += count
+                ask = claim.ask(node, endpoint, count)
                 ask.progress_ns = self._context.now_ns
                 self._send_ask(claim, node, ask)
 
@@ -237,15 +241,13 @@ class Spill:
 
     def trim(self, claim: Claim) -> None:
         """Take back what was asked elsewhere and is no longer missed."""
-        missing = claim.missing
-        for node, ask in list(claim.remote.items()):
-            keep = min(ask.asked - ask.held, missing)
-            missing -= keep
-            if ask.asked != ask.held + keep:
-                ask.asked = ask.held + keep
+        surplus = claim.sought - claim.missing
+        for node, ask in list(claim.remote.items()) if surplus > 0 else ():
+            less = min(ask.asked - ask.held, surplus)
+            if less:
+                surplus -= less
+                claim.ask(node, ask.endpoint, -less)
                 self._send_ask(claim, node, ask)
-            if not ask.asked:
-                del claim.remote[node]
         self._demands.tidy(claim)
 
     def granted(self, route: bytes, message: RemoteLeaseGranted) -> None:
@@ -258,8 +260,9 @@ class Spill:
             return
         if message.lease in self.leases:
             return
-        ask.held += 1
-        ask.asked = max(ask.asked, ask.held)
+        if ask.asked == ask.held:
+            claim.ask(message.node, ask.endpoint, 1)
+        claim.lend(message.node, 1)
         ask.progress_ns = self._context.now_ns
         self.leases[message.lease] = RemoteLease(claim, message.node, message.worker, message.pid)
         self._context.send(claim.owner.route, LeaseGranted(message.klass, message.lease, message.worker,
@@ -282,19 +285,22 @@ class Spill:
         lease = self.leases.pop(number, None)
         if lease is None:
             return False
-        ask = lease.claim.remote[lease.node]
-        ask.held -= 1
-        self.trim(lease.claim)
-        self._context.send_to(lease.node, ask.endpoint, ReturnRemoteLease([number], kill))
+        endpoint = lease.claim.remote[lease.node].endpoint
+        self._release(lease)
+        self._context.send_to(lease.node, endpoint, ReturnRemoteLease([number], kill))
         return True
 
     def lost(self, message: LeaseLost) -> None:
         """A worker of another node died."""
         lease = self.leases.pop(message.lease, None)
         if lease is not None:
-            lease.claim.remote[lease.node].held -= 1
-            self.trim(lease.claim)
+            self._release(lease)
             self._context.send(lease.claim.owner.route, message)
+
+    def _release(self, lease: RemoteLease) -> None:
+        """A lease of another node has ended; another one is sought there if it is still missed."""
+        lease.claim.lend(lease.node, -1)
+        self.trim(lease.claim)
 
     def owner_gone(self, name: str) -> None:
         """Our session is gone: take back what was asked and return what it held elsewhere."""
@@ -313,7 +319,9 @@ class Spill:
             if lease.node == node:
                 self.lost(LeaseLost(number, Death(lease.worker, lease.pid, node, reason=f"node {node} is gone")))
         for claim in self._demands.claims():
-            if claim.remote.pop(node, None) is not None:
+            ask = claim.remote.get(node)
+            if ask is not None:
+                claim.ask(node, ask.endpoint, ask.held - ask.asked)
                 self._demands.tidy(claim)
 
     # --- time ----------------------------------------------------------------------------------------------------
@@ -332,10 +340,8 @@ class Spill:
             for node, ask in list(claim.remote.items()):
                 if ask.asked > ask.held and now_ns - ask.progress_ns > ASK_TIMEOUT_NS:
                     self._shunned.setdefault((claim.owner.name, claim.klass), []).append(node)
-                    ask.asked = ask.held
+                    claim.ask(node, ask.endpoint, ask.held - ask.asked)
                     self._send_ask(claim, node, ask)
-                    if not ask.asked:
-                        del claim.remote[node]
         self._not_before_ns = {key: due for key, due in self._not_before_ns.items() if due > now_ns}
         self._shunned = {key: nodes for key, nodes in self._shunned.items() if key[0] in self._demands.owners}
 
@@ -350,4 +356,6 @@ class Spill:
                 assert 0 <= ask.held <= ask.asked, f"{node} lent {ask.held} of {ask.asked} asked"
                 assert ask.held == held.get((id(claim), node), 0), f"{node}: {ask.held} leases held, list differs"
             waiting = sum(ask.asked - ask.held for ask in claim.remote.values())
+            assert claim.sought == waiting, f"{claim.sought} sought, {waiting} asked for"
+            assert claim.lent == sum(ask.held for ask in claim.remote.values()), "leases lent are miscounted"
             assert waiting <= claim.missing, f"{waiting} asked elsewhere, {claim.missing} missing"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from meshray import errors, failures
 from meshray.ids import task_id
 from meshray.messages.node import ActorStarted, StartActor
+from meshray.messages.sched import ActorBuilding
 from meshray.messages.tasks import CallActor, CallEntry, CallsRefused, CancelTask, EndActor, TaskResult
 from meshray.session.context import CURRENT, ActorExit, TaskContext
 from meshray.transport.sockets import name_of
@@ -69,6 +70,8 @@ class ActorHost:
             owner_route = spec.owner.encode()
             values = self.executor.values
             args, kwargs = values.arguments(owner_route, spec.actor, spec.creation, spec.owner_endpoint)
+            self.session.call(lambda: self.session.to_node(ActorBuilding(spec.actor, self.incarnation)))
+            self.session.driving.try_step()
             self.instance = cls(*args, **kwargs)
             del args, kwargs
             values.keep_borrowed(owner_route, spec.creation.seq)

@@ -239,10 +239,12 @@ nodes:
   - name: left
     num_cpus: 2
     resources: {{left: 4}}
+    labels: {{side: left, floor: ground}}
     object_store_memory: 256MiB
   - name: right
     num_cpus: 2
     resources: {{right: 4}}
+    labels: {{side: right}}
     object_store_memory: 256MiB
 schedulers: 2
 """

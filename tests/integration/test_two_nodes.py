@@ -189,6 +189,31 @@ def test_node_affinity():
         assert meshray.get(actor.where.remote(), timeout=50) == side(name)
 
 
+@pytest.mark.parametrize(("selector", "where"), [
+    ({"side": "right"}, "right"), ({"side": "!right"}, "left"), ({"side": "in(right,up)"}, "right"),
+    ({"side": "!in(left,up)"}, "right"), ({"floor": "ground"}, "left"), ({"floor": "!ground"}, "right"),
+])
+def test_labels_decide_the_node_of_tasks_and_actors(selector, where):
+    refs = [node.options(label_selector=selector).remote() for _ in range(6)]
+    assert set(meshray.get(refs, timeout=50)) == {side(where)}
+    actor = Counter.options(label_selector=selector).remote()
+    assert meshray.get(actor.where.remote(), timeout=50) == side(where)
+
+
+def test_labels_that_no_node_has_are_told(capfd):
+    stuck = node.options(label_selector={"side": "up"}).remote()
+    assert meshray.wait([stuck], timeout=0) == ([], [stuck])
+    said = []
+
+    def told():
+        said.append(capfd.readouterr().err)
+        return "needs label side=up, the cluster's nodes have side=left or right" in "".join(said)
+
+    wait_until(told)
+    with pytest.raises(ValueError, match="label_selector"):
+        node.options(label_selector={"side": "in(up"})
+
+
 def test_affinity_to_a_node_that_is_not_there():
     nowhere = "0" * len(side("left"))
     hard = NodeAffinitySchedulingStrategy(node_id=nowhere, soft=False)

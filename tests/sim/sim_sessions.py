@@ -28,6 +28,7 @@ from meshray.messages.node import (
     WorkerBlocked,
     WorkerUnblocked,
 )
+from meshray.messages.sched import ActorBuilding
 from tests.sim.network import MS
 
 if TYPE_CHECKING:
@@ -218,11 +219,12 @@ class SimWorker(Owner):
                 self.run(message)
             case StartActor(spec=spec, incarnation=incarnation):
                 self.actor = spec.actor
-                self.cluster.clock.after(MS, lambda: self.constructed(ActorStarted(spec.actor, incarnation)))
+                self.cluster.clock.after(MS, lambda: self.constructed(ActorBuilding(spec.actor, incarnation)))
+                self.cluster.clock.after(2 * MS, lambda: self.constructed(ActorStarted(spec.actor, incarnation)))
             case _:
                 super().receive(message)
 
-    def constructed(self, message: ActorStarted) -> None:
+    def constructed(self, message: ActorStarted | ActorBuilding) -> None:
         if self.alive:
             self.to_node(message)
 

@@ -101,6 +101,73 @@ def test_actors_hold_what_they_run_with_and_spill_when_the_node_is_full() -> Non
     assert story(cluster, spilled)[-1] == ("dead", 0), "a kill follows the actor"
 
 
+def spilled(cluster: Cluster, driver: Owner, max_restarts: int) -> ActorSpec:
+    """Return an actor of node-0 that lives on node-1."""
+    wanted = spec(1, driver, place={"special": UNIT}, max_restarts=max_restarts)
+    create(cluster, driver, wanted)
+    cluster.rest(S)
+    assert worker_of(cluster, wanted).node == "node-1"
+    return wanted
+
+
+def test_actors_of_a_dead_node_start_again_elsewhere_if_they_may() -> None:
+    special = {"CPU": UNIT, "special": UNIT}
+    for max_restarts in (0, 1):
+        cluster, driver = ready(CPU, special)
+        wanted = spilled(cluster, driver, max_restarts)
+        cluster.crash_node("node-1")
+        cluster.add_node("node-2", special)
+        cluster.rest(6 * S)
+        if max_restarts:
+            assert story(cluster, wanted)[-2:] == [("restarting", 1), ("alive", 1)]
+            assert worker_of(cluster, wanted).node == "node-2"
+            cluster.crash_worker(worker_of(cluster, wanted))
+            cluster.rest(S)
+        assert story(cluster, wanted)[-1] == ("dead", max_restarts), "restarts are counted across nodes"
+
+
+def test_restarts_on_another_node_count_when_that_dies() -> None:
+    special = {"CPU": UNIT, "special": UNIT}
+    cluster, driver = ready(CPU, special)
+    wanted = spilled(cluster, driver, 1)
+    cluster.crash_worker(worker_of(cluster, wanted))
+    cluster.rest(S)
+    assert story(cluster, wanted)[-1] == ("alive", 1)
+    cluster.crash_node("node-1")
+    cluster.add_node("node-2", special)
+    cluster.rest(6 * S)
+    assert story(cluster, wanted)[-1] == ("dead", 1)
+
+
+def test_a_node_that_was_given_up_ends_the_actors_that_start_again_elsewhere() -> None:
+    special = {"CPU": UNIT, "special": UNIT}
+    cluster, driver = ready(CPU, special, special)
+    wanted = spec(1, driver, place={"special": UNIT}, max_restarts=1)
+    create(cluster, driver, wanted)
+    cluster.rest(S)
+    frozen = worker_of(cluster, wanted).node
+    cluster.processes[frozen].alive = False
+    cluster.rest(5 * S)
+    cluster.processes[frozen].alive = True
+    cluster.processes[frozen].arm()
+    cluster.rest(5 * S)
+    assert worker_of(cluster, wanted).node != frozen, "it lives once"
+    assert story(cluster, wanted)[-1] == ("alive", 1)
+
+
+def test_a_worker_that_dies_before_the_constructor_costs_no_restart() -> None:
+    cluster, driver = ready(CPU)
+    wanted = spec(1, driver)
+    create(cluster, driver, wanted)
+    assert cluster.run(lambda: any(worker.actor for worker in cluster.workers()), S)
+    cluster.crash_worker(worker_of(cluster, wanted))
+    cluster.rest(S)
+    assert story(cluster, wanted)[-2:] == [("restarting", 1), ("alive", 1)]
+    cluster.crash_worker(worker_of(cluster, wanted))
+    cluster.rest(S)
+    assert story(cluster, wanted)[-1] == ("dead", 1)
+
+
 def test_an_actor_waits_for_tasks_and_gets_its_turn() -> None:
     cluster, driver = ready(CPU)
     driver.submit([Task(CPU, 10 * MS) for _ in range(200)])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from meshray import options, serialization
+from meshray.messages.node import Strategy
 from meshray.options import ActorOptions, NodeAffinitySchedulingStrategy, TaskOptions
 from meshray.resources import from_units, to_units
 
@@ -116,10 +117,14 @@ def test_method_options_keep_only_what_is_given() -> None:
 
 
 def test_strategies_on_the_wire() -> None:
-    assert options.strategy_of(None).kind == options.strategy_of("DEFAULT").kind == "default"
-    assert options.strategy_of("SPREAD").kind == "spread"
-    strategy = options.strategy_of(NodeAffinitySchedulingStrategy("n1", soft=True))
+    def wire(**given: object) -> Strategy:
+        return options.strategy_of(options.task_options(given))
+
+    assert wire().kind == wire(scheduling_strategy="DEFAULT").kind == "default"
+    assert wire(scheduling_strategy="SPREAD").kind == "spread"
+    strategy = wire(scheduling_strategy=NodeAffinitySchedulingStrategy("n1", soft=True), label_selector={"zone": "a"})
     assert (strategy.kind, strategy.node, strategy.soft) == ("node", "n1", True)
+    assert strategy.labels == (("zone", "a"),)
 
 
 def test_exceptions_worth_another_attempt() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meshray import config
+from meshray import config, labels
 from meshray.messages.node import Strategy
 from meshray.sched import policy
 from meshray.sched.policy import Candidate, Holding, Waiter
@@ -27,7 +27,8 @@ def counts(placement: policy.Placement) -> dict[str, int]:
 def test_estimated_wait_is_queue_times_mean_plus_transfer() -> None:
     """OSDI'18 s4.2.2: (i) queue size times average task execution, (ii) remote inputs over average bandwidth."""
     assert policy.estimated_wait_ns(10, 5 * MS, 2) == 25 * MS
-    assert policy.estimated_wait_ns(10, 5 * MS, 2, 100, 200) == 25 * MS + S // 2
+    assert policy.transfer_ns({"a": 100, "b": 7}, "b", 200) == S // 2
+    assert policy.transfer_ns({"a": 100}, "a", 200) == 0
 
 
 @pytest.mark.parametrize(("need", "reason"), [
@@ -67,11 +68,26 @@ def test_nothing_is_asked_back_in_vain() -> None:
     assert policy.victims([waiter(need={"GPU": U})], [holding(1)], {"CPU": 0}, S) == []
 
 
-def test_short_waits_stay_and_long_ones_spill_into_free_room() -> None:
-    rooms = [{"CPU": 3 * U}, {"CPU": 0}, {"CPU": U}]
-    assert policy.spill_count(2, backlog=2, mean_ns=MS, running=2, need=CPU, elsewhere=rooms) == 0
-    assert policy.spill_count(50, backlog=50, mean_ns=MS, running=2, need=CPU, elsewhere=rooms) == 4
-    assert policy.spill_count(2, backlog=50, mean_ns=MS, running=2, need=CPU, elsewhere=rooms) == 2
+def test_short_waits_stay_and_long_ones_spill() -> None:
+    assert policy.spill_count(2, backlog=2, mean_ns=MS, running=2) == 0
+    assert policy.spill_count(50, backlog=50, mean_ns=MS, running=2) == 50
+    assert policy.spill_count(2, backlog=50, mean_ns=MS, running=2) == 2
+
+
+def test_work_stays_while_its_inputs_would_travel_longer_than_it_waits() -> None:
+    assert policy.spill_count(50, backlog=50, mean_ns=MS, running=2, travel_ns=20 * MS) == 0
+    assert policy.spill_count(50, backlog=100, mean_ns=MS, running=2, travel_ns=20 * MS) == 50
+    assert policy.spill_count(1, backlog=1, mean_ns=MS, running=2, away=True) == 1, "it should not be here at all"
+
+
+def test_work_whose_inputs_lie_elsewhere_runs_here_only_when_that_is_faster() -> None:
+    def may(waited_ns: int, *, backlog: int = 100, running: int = 2) -> bool:
+        return policy.may_run_away(waited_ns, backlog=backlog, mean_ns=MS, running=running, travel_ns=20 * MS)
+
+    assert may(20 * MS)
+    assert not may(19 * MS), "it waits for as long as its inputs travel"
+    assert not may(S, backlog=30), "it is its turn there before they are here"
+    assert may(S, backlog=1, running=0), "it found no place there"
 
 
 def test_placement_fills_free_slots_and_leaves_the_rest_to_an_able_asker() -> None:
@@ -80,12 +96,22 @@ def test_placement_fills_free_slots_and_leaves_the_rest_to_an_able_asker() -> No
 
 def test_placement_queues_where_the_wait_is_lowest_if_the_asker_cannot() -> None:
     nodes = [node("a", 0), node("b", 1, 0, queued=20, mean_task_ns=MS), node("c", 1, 0, queued=2, mean_task_ns=MS)]
-    assert counts(policy.place(CPU, 3, nodes, asker="a")) == {"c": 3}
+    assert counts(policy.place(CPU, 3, nodes, asker="a", asker_able=False)) == {"c": 3}
+    assert counts(policy.place(CPU, 3, nodes, asker="a")) == {}
 
 
 def test_placement_prefers_the_node_that_has_the_inputs() -> None:
-    placement = policy.place(CPU, 1, [node("b", 4), node("c", 1)], input_bytes={"c": 500 * config.MIB})
-    assert counts(placement) == {"c": 1}
+    inputs = {"c": 500 * config.MIB}
+    assert counts(policy.place(CPU, 1, [node("b", 4), node("c", 1)], input_bytes=inputs)) == {"c": 1}
+    assert counts(policy.place(CPU, 3, [node("b", 4), node("c", 1)], input_bytes=inputs, mean_ns=MS)) == {"c": 1}
+    assert counts(policy.place(CPU, 3, [node("b", 4), node("c", 1)], input_bytes=inputs, mean_ns=S)) == {
+        "b": 2, "c": 1}, "the inputs travel half a second, the work would wait for more"
+
+
+def test_work_queues_at_its_inputs_if_the_wait_is_shorter_than_their_way() -> None:
+    busy = [node("b", 2, 0, queued=4, mean_task_ns=MS)]
+    assert counts(policy.place(CPU, 3, busy, asker="a", input_bytes={"b": 50 * config.MIB})) == {"b": 2}
+    assert counts(policy.place(CPU, 3, busy, asker="a", input_bytes={"b": 1000})) == {}
 
 
 def test_placement_books_what_it_gives_out() -> None:
@@ -94,16 +120,32 @@ def test_placement_books_what_it_gives_out() -> None:
     assert set(counts(first)) != set(counts(second))
 
 
-def test_spread_levels_and_affinity_is_hard_or_soft() -> None:
+def test_spread_levels() -> None:
     nodes = [node("b", 4), node("c", 4), node("d", 4)]
-    assert counts(policy.place(CPU, 6, nodes, strategy=Strategy("spread"))) == {"b": 2, "c": 2, "d": 2}
-    assert counts(policy.place(CPU, 2, nodes, strategy=Strategy("node", "d"))) == {"d": 2}
-    assert policy.place(CPU, 1, nodes, strategy=Strategy("node", "z")).reason == (
-        "must run on node 'z', which is not part of the cluster")
-    assert policy.place(CPU, 1, nodes, strategy=Strategy("node", "z", True)).feasible
-    assert not policy.place({"CPU": 9 * U}, 1, nodes).feasible
+    assert counts(policy.place(CPU, 6, nodes, spread=True)) == {"b": 2, "c": 2, "d": 2}
 
 
-def test_excluded_nodes_are_the_last_resort() -> None:
-    assert counts(policy.place(CPU, 1, [node("b", 4), node("c", 1)], exclude=["b"])) == {"c": 1}
-    assert counts(policy.place(CPU, 1, [node("b", 4)], exclude=["b"])) == {"b": 1}
+@pytest.mark.parametrize(("need", "selector", "reason"), [
+    (CPU, (("zone", "a"),), ""),
+    (CPU, (("zone", "c"),), "needs label zone=c, the cluster's nodes have zone=a or b"),
+    (CPU, (("rack", "1"),), "needs label rack=1, no node has a label rack"),
+    (CPU, (("disk", "ssd"), ("zone", "a")), "needs labels disk=ssd, zone=a on one node, and no node has all of them "
+                                            "together"),
+    ({"CPU": 8 * U}, (("zone", "a"),), "needs 8 CPU, the cluster's largest node has 2 (of those with the labels asked "
+                                       "for)"),
+])
+def test_what_no_node_can_run_is_refused_with_the_reason(need: dict[str, int], selector: labels.Selector,
+                                                         reason: str) -> None:
+    kinds = [({"CPU": 2 * U}, {"zone": "a"}), ({"CPU": 9 * U}, {"zone": "b", "disk": "ssd"})]
+    strategy = Strategy(labels=selector)
+    assert policy.unsuitable(need, strategy, kinds) == reason
+    assert any(policy.suits(*kind, need, strategy) for kind in kinds) == (not reason)
+
+
+def test_the_one_node_that_is_allowed_may_be_wrong_in_three_ways() -> None:
+    alone = Strategy("node", "b", labels=(("zone", "a"),))
+    assert policy.unsuitable_node(CPU, alone, None) == "must run on node 'b', which is not part of the cluster"
+    assert policy.unsuitable_node(CPU, alone, node("b", 4)) == (
+        "must run on node 'b', which lacks a label: needs label zone=a, no node has a label zone")
+    assert policy.unsuitable_node({"CPU": 9 * U}, Strategy("node", "b"), node("b", 4)) == (
+        "must run on node 'b', which is too small: needs 9 CPU, the cluster's largest node has 4")

@@ -1,0 +1,100 @@
+"""The node among the others: what it tells the global schedulers of itself, and whom it knows.
+
+*Pure.* Runs in the node process, inside ``LocalScheduler``.
+
+1. Each ``HEARTBEAT_NS``, and sooner when it becomes full or free, the node tells every global scheduler its load.
+2. What is about to be given out does not count as free.
+3. A heartbeat carries the digest of the nodes known here; a replica that knows others answers with them.
+
+Source: OSDI'18 s4.2.2 (heartbeats carry load).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from meshray import config
+from meshray.messages.sched import ClusterView, Heartbeat, NodeLoad
+from meshray.sched import members, policy
+from meshray.sched.context import Context
+from meshray.sched.demands import Demands
+
+HEARTBEAT_MIN_NS = 10 * config.MILLISECOND_NS
+"""Heartbeats outside the rhythm are at least this far apart."""
+
+
+class Presence:
+    """Heartbeats out, members in."""
+
+    def __init__(self, context: Context, demands: Demands, *, incarnation: int, pid: int) -> None:
+        self._context = context
+        self._demands = demands
+        self._incarnation = incarnation
+        self._pid = pid
+        self._sent = 0
+        self._sent_ns = 0
+        self._shown: dict[str, int] = {}
+        self._mean_task_ns = 0
+        self._digest = members.line(self.load())
+
+    def ran(self, mean_ns: int) -> None:
+        """An owner says how long its tasks take."""
+        self._mean_task_ns = policy.average(self._mean_task_ns, mean_ns)
+
+    def load(self) -> NodeLoad:
+        """Return what this node says of itself."""
+        context, starting = self._context, self._demands.starting
+        free = {name: max(0, amount - starting.get(name, 0)) for name, amount in context.ledger.free().items()}
+        queued = sum(max(claim.backlog, claim.missing) for claim in self._demands.waiting())
+        return NodeLoad(context.node, context.name, context.endpoint, context.ledger.total, free, queued,
+                        self._mean_task_ns, context.bytes_per_s, self._incarnation, self._pid, context.labels)
+
+    def hurry(self) -> None:
+        """The replicas have changed: say the load at the next occasion."""
+        self._sent_ns = 0
+
+    def due_ns(self) -> int:
+        """Return when the next heartbeat is due."""
+        return self._sent_ns + config.HEARTBEAT_NS if self._sent_ns else 0
+
+    def beat(self, schedulers: dict[str, str]) -> None:
+        """Report the load if it is time, or if a resource was used up or became free again."""
+        context, now_ns = self._context, self._context.now_ns
+        elapsed_ns = now_ns - self._sent_ns
+        if self._sent_ns and elapsed_ns < config.HEARTBEAT_NS:
+            if elapsed_ns < HEARTBEAT_MIN_NS or not schedulers:
+                return
+            available, shown = context.ledger.available, self._shown
+            if all((available[name] > 0) == (shown[name] > 0) for name in shown):
+                return
+        self._sent_ns = max(1, now_ns)
+        self._sent += 1
+        self._shown = context.ledger.free()
+        message = Heartbeat(self.load(), self._sent, self._digest)
+        for name, endpoint in schedulers.items():
+            context.send_to(name, endpoint, message)
+
+    def learn(self, message: ClusterView) -> bool:
+        """Take in members that a replica tells; whether any was new or has changed."""
+        view = self._context.view
+        changed = False
+        for load in message.nodes:
+            if load.node == self._context.node:
+                continue
+            known = view.get(load.node)
+            if known is None or not members.same(known, load):
+                changed = True
+                self._digest ^= members.line(load) ^ (members.line(known) if known is not None else 0)
+                view[load.node] = load
+        return changed
+
+    def forget(self, node: str, forgotten: Callable[[NodeLoad], None]) -> None:
+        """A node is gone."""
+        known = self._context.view.pop(node, None)
+        if known is not None:
+            self._digest ^= members.line(known)
+            forgotten(known)
+
+    def check(self) -> None:
+        """Assert that the digest is that of the known nodes."""
+        assert self._digest == members.digest([self.load(), *self._context.view.values()]), "the digest is off"
