@@ -38,6 +38,28 @@ NETWORK_SILENCE_NS = 8 * SECOND_NS
 """A TCP connection on which no answer to a heartbeat came for this long is dropped. Above SUSPICION_NS: who is given up
 is decided by the schedulers, this only frees what the connection holds."""
 
+LINK_BYTES_MAX = 512 * MIB
+"""Bytes on the way to another node that it has not said to have taken; messages beyond it come back undelivered. Covers
+what a node's workers may have outstanding; a peer that stops reading costs no more memory than this."""
+
+LINK_STALL_NS = 5 * SECOND_NS
+"""A connection at that limit whose other end has taken nothing for this long is dropped."""
+
+LINK_RETRY_NS = 2 * SECOND_NS
+"""A node that refused our key is asked again after this: the key may have been added meanwhile."""
+
+LINK_NEWS_BYTES = 1 * MIB
+"""A node says what it has taken each time it has taken this much more."""
+
+LINK_FRAME_BYTES = 128
+"""What a frame on the way counts beside its content, so that many small ones are bounded too."""
+
+LINK_QUEUE_MAX = 4_096
+"""Messages received from one other node and not yet taken from ZeroMQ; beyond it TCP makes the sender wait."""
+
+RELAYED_PEERS_MAX = 100_000
+"""Processes of other nodes that have opened a dialog with one process here; beyond it the first is forgotten."""
+
 REFUSED_KEYS_TOLD_MAX = 1_000
 """Refused keys that a gate remembers so that each is logged once, not at every attempt."""
 

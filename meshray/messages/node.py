@@ -45,7 +45,8 @@ class Register(Message, tag=30):
 
 
 class Registered(Message, tag=31):
-    """node -> session. All a session needs to know of its surroundings. ``pid`` is the node's process."""
+    """node -> session. All a session needs to know of its surroundings. ``pid`` is the node's process; ``network`` its
+    TCP endpoint, empty in a cluster of one machine."""
 
     node: str
     node_name: str
@@ -59,6 +60,7 @@ class Registered(Message, tag=31):
     resources: dict[str, int]
     embedded: bool = False
     pid: int = 0
+    network: str = ""
 
 
 class RegisterRefused(Message, tag=32):

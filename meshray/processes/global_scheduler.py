@@ -12,13 +12,13 @@ from types import FrameType
 from typing import Any
 
 from meshray.sched.global_scheduler import GlobalScheduler
+from meshray.transport.behind_node import OwnNode, open_wire
 from meshray.transport.host import Host
-from meshray.transport.sockets import Peers
 
 
-def run(name: str, endpoint: str) -> str:
+def run(name: str, endpoint: str, *, own_node: OwnNode | None = None) -> str:
     """Serve as the replica ``name`` at ``endpoint`` until told to end; return why. Raise AddressInUse or OSError."""
-    peers = Peers(name, endpoint)
+    peers = open_wire(name, endpoint, own_node)
     # A signal writes to this pipe, so that one that arrives just before the host sleeps still wakes it.
     wake, waker = os.pipe()
     os.set_blocking(wake, False)

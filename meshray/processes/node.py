@@ -18,7 +18,7 @@ from meshray.gcs import tables
 from meshray.gcs.client import GcsClient
 from meshray.gcs.requests import Answered, RowChanged, Synced
 from meshray.ids import process_name
-from meshray.machine import Connect, Received, Send, Stop, Tick, Undeliverable
+from meshray.machine import Connect, Disconnect, Received, Send, Stop, Tick, Undeliverable
 from meshray.messages import node as messages
 from meshray.messages import objects, sched, state
 from meshray.messages.gcs import Op, ShardDescribed
@@ -283,6 +283,7 @@ class NodeMachine:
         if node in self.peers:
             effects += self.sessions.died(objects.HoldersDied([], self.homes(node)), now_ns)
             del self.peers[node]
+            effects.append(Disconnect(node))
         return effects
 
     def homes(self, node: str) -> tuple[str, ...]:

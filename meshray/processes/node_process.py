@@ -45,8 +45,12 @@ from meshray.store.arena_file import ArenaFile
 from meshray.store.background import Background
 from meshray.store.events import DigestObject, PopulateRange, WriteRange
 from meshray.store.service import StoreService
+from meshray.transport.curve import AllowList
+from meshray.transport.endpoints import NODE_PROCESS
 from meshray.transport.host import Host
-from meshray.transport.sockets import Peers, ipc_endpoint
+from meshray.transport.links import Links
+from meshray.transport.sockets import Peers, Wire, process_endpoint
+from meshray.transport.switch import Switch
 
 
 class NodeProcess:
@@ -64,7 +68,7 @@ class NodeProcess:
         self._background = Background(self.arena)
         self._logs = WorkerLogs(os.path.join(settings.run_dir, "logs"))
         self._zygote = ZygoteLink(zygote, self._logs)
-        self.peers = Peers(node, ipc_endpoint(settings.run_dir, "node.sock"))
+        self.peers, self.control = self._open_peers()
         self.machine = self._make_machine()
         self.host = Host(
             self.machine, self.peers,
@@ -76,16 +80,31 @@ class NodeProcess:
                      WriteRange: self._write_range},
             sources={self._zygote.fileno(): self._zygote_events, self._background.fd: self._background.drain})
 
+    def _open_peers(self) -> tuple[Wire, str]:
+        """Return our place in the mesh and our TCP endpoint, if the cluster has a network."""
+        settings = self.settings
+        local = Peers(self.node, process_endpoint(settings.run_dir, NODE_PROCESS))
+        if settings.network is None:
+            return local, ""
+        try:
+            links = Links(self.node, settings.network, AllowList(settings.network.allowed))
+        except BaseException:
+            local.close()
+            raise
+        return Switch(local, links, node=self.node, node_name=settings.node_name,
+                      run_dir=settings.run_dir), links.endpoint
+
     def _make_machine(self) -> NodeMachine:
         settings = self.settings
         total = {name: int(amount * UNITS_PER_ONE) for name, amount in settings.resources.items()}
-        scheduler = LocalScheduler(self.node, settings.node_name, self.peers.endpoint, total,
+        endpoint = self.control or self.peers.endpoint
+        scheduler = LocalScheduler(self.node, settings.node_name, endpoint, total,
                                    schedulers=settings.schedulers, prestart=settings.prestart_workers, pid=os.getpid(),
                                    labels=settings.labels, locality=settings.locality)
         store = StoreService(settings.object_store_bytes, self.node, read=self.arena.view,
                              resolve_node=lambda name: self.machine.peers.get(name))
         gcs = GcsClient(process_name("client", os.urandom(8)), settings.shards)
-        return NodeMachine(settings, self.node, self.peers.endpoint, entropy=lambda: os.urandom(8),
+        return NodeMachine(settings, self.node, endpoint, entropy=lambda: os.urandom(8),
                            scheduler=scheduler, store=store, gcs=gcs, pid=os.getpid())
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -113,7 +132,7 @@ class NodeProcess:
         run_dirs.write_node_file(self.settings.run_dir, NodeFile(
             cluster=self.settings.cluster, node_name=self.settings.node_name, node=self.node, pid=os.getpid(),
             endpoint=self.peers.endpoint, arena_path=self.settings.arena_path,
-            pids={**self._services.pids(), "node": os.getpid()}))
+            pids={**self._services.pids(), "node": os.getpid()}, control=self.control))
 
     def _tell(self, events: Iterable[Any], now_ns: int) -> None:
         effects: list[Any] = []

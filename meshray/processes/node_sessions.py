@@ -36,7 +36,7 @@ from meshray.processes.node_events import (
 )
 from meshray.sched import events as sched_events
 from meshray.store.events import OwnerGone, SessionGone
-from meshray.transport.endpoints import home_of, process_of
+from meshray.transport.endpoints import Via, home_of, process_of
 from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ class NodeSessions:
             return [Send(event.route, RegisterRefused("this node has not started such a worker"))]
         job = self._next_job() if request.kind == "driver" else ""
         namespace = request.namespace or f"anonymous-{job}"
-        member = Member(request.name, event.route, request.kind, request.pid, request.endpoint, job, namespace,
-                        serving=job)
+        endpoint = str(Via(self._node.node, request.name)) if self._node.settings.network else request.endpoint
+        member = Member(request.name, event.route, request.kind, request.pid, endpoint, job, namespace, serving=job)
         self.members[request.name] = member
         joined = self._node.schedule(sched_events.SessionJoined(
-            request.name, event.route, request.kind, request.pid, request.endpoint, job), now_ns)
+            request.name, event.route, request.kind, request.pid, endpoint, job), now_ns)
         if request.kind != "driver":
             return [self._welcome(member), *joined]
         member.row = tables.JobRow(job, request.name, namespace, request.entrypoint, node=self._node.node,
@@ -138,7 +138,7 @@ class NodeSessions:
         return Send(member.route, Registered(
             node.node, settings.node_name, member.job, member.namespace, settings.arena_path,
             settings.object_store_bytes, settings.shards, settings.run_dir, settings.cluster, node.total,
-            bool(settings.embedded_pid), node.pid))
+            bool(settings.embedded_pid), node.pid, node.endpoint if settings.network else ""))
 
     def _write_job(self, row: tables.JobRow, now_ns: int,
                    done: Callable[[Answered, int], list[Any]] | None = None) -> list[Any]:

@@ -17,7 +17,9 @@ import msgspec
 from meshray import config
 from meshray.node_config import NodeConfig
 from meshray.processes import birth, global_scheduler, shard
-from meshray.transport.sockets import ipc_endpoint
+from meshray.transport.behind_node import OwnNode
+from meshray.transport.endpoints import NODE_PROCESS
+from meshray.transport.sockets import process_endpoint
 
 ZYGOTE = "zygote"
 CONTROL_FD = 3
@@ -37,13 +39,19 @@ def title(settings: NodeConfig, name: str) -> str:
 def runner(settings: NodeConfig, name: str) -> birth.Runner:
     """Return what the process of the shard replica or global scheduler ``name`` runs."""
     if name in settings.host_schedulers:
-        return lambda: global_scheduler.run(name, settings.host_schedulers[name])
+        return lambda: global_scheduler.run(name, settings.host_schedulers[name], own_node=own_node(settings))
     directory = os.path.join(settings.run_dir, "gcs", name)
     for made in (os.path.dirname(directory), directory):
         if not os.path.isdir(made):
             os.mkdir(made, 0o700)
     chain = next(one for one in settings.shards if any(member == name for member, _ in one.members))
-    return lambda: shard.run(name, settings.host_shards[name], directory, chain, settings.durability)
+    return lambda: shard.run(name, settings.host_shards[name], directory, chain, settings.durability,
+                             own_node=own_node(settings))
+
+
+def own_node(settings: NodeConfig) -> OwnNode | None:
+    """Return by whom a service reaches other machines, None in a cluster of one."""
+    return OwnNode(settings.run_dir, settings.node_name) if settings.network is not None else None
 
 
 def zygote_runner(settings: NodeConfig, control: socket.socket) -> birth.Runner:
@@ -51,7 +59,7 @@ def zygote_runner(settings: NodeConfig, control: socket.socket) -> birth.Runner:
     from meshray.processes import worker
     from meshray.processes.zygote import Zygote
 
-    endpoint = ipc_endpoint(settings.run_dir, "node.sock")
+    endpoint = process_endpoint(settings.run_dir, NODE_PROCESS)
     log_dir = os.path.join(settings.run_dir, "logs")
     return Zygote(control, log_dir, lambda name: worker.run(name, endpoint), settings.preload).run
 

@@ -21,8 +21,9 @@ from meshray.gcs.log import Persisted, SweepReaders
 from meshray.gcs.storage import Storage, StorageFailed
 from meshray.machine import Received
 from meshray.messages.node import Leave, Shard
+from meshray.transport.behind_node import OwnNode, open_wire
 from meshray.transport.host import Host
-from meshray.transport.sockets import Peers
+from meshray.transport.sockets import Wire
 
 log = logging.getLogger("meshray.shard")
 
@@ -30,7 +31,8 @@ LINGER_MS = 500
 """How long the last answers may take to leave when the process ends."""
 
 
-def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str) -> str:
+def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str, *,
+        own_node: OwnNode | None = None) -> str:
     """Serve as member ``name`` of ``shard`` until told to stop; return the reason. Call it in a process of its own.
 
     ``endpoint``: where to listen; ``directory``: the LMDB environment, made if need be; ``durability``: ``fsync`` or
@@ -42,7 +44,7 @@ def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str)
         member = ChainMember(
             name, shard, committed=storage, recovered=storage.recovered, now_ns=time.monotonic_ns()
         )
-        peers = Peers(name, endpoint)
+        peers = open_wire(name, endpoint, own_node)
         try:
             return _serve(member, storage, peers)
         finally:
@@ -51,7 +53,7 @@ def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str)
         storage.close()
 
 
-def _serve(member: ChainMember, storage: Storage, peers: Peers) -> str:
+def _serve(member: ChainMember, storage: Storage, peers: Wire) -> str:
     """Run the host until a Stop."""
     parent = os.getppid()
     parent_fd = os.pidfd_open(parent)

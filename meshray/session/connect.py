@@ -18,11 +18,10 @@ from meshray.ids import process_name
 from meshray.messages.node import Register, Registered, RegisterRefused
 from meshray.session.programs import python_path
 from meshray.session.session import Session
+from meshray.transport.behind_node import BehindNode
 from meshray.transport.codec import decode, encode
-from meshray.transport.sockets import Peers, ipc_endpoint
-
-NODE = "node"
-"""What a session calls the node that it belongs to."""
+from meshray.transport.endpoints import NODE_PROCESS, Via
+from meshray.transport.sockets import Peers, SessionWire, process_endpoint
 
 
 def join(endpoint: str, *, kind: str, namespace: str = "", entrypoint: str = "",
@@ -35,12 +34,17 @@ def join(endpoint: str, *, kind: str, namespace: str = "", entrypoint: str = "",
     if not os.path.isdir(run_dir):
         raise errors.ClusterNotFoundError(f"there is no node at {endpoint}: {run_dir} does not exist: "
                                           "see meshray status")
-    peers = Peers(name, ipc_endpoint(run_dir, name))
+    peers = Peers(name, process_endpoint(run_dir, name))
     try:
         registered, early = _register(peers, endpoint, Register(
             name, kind, os.getpid(), peers.endpoint, "", namespace, entrypoint, token,
             python_path() if kind == "driver" else ()))
-        return Session(peers, registered, kind=kind, early=early)
+        wire: SessionWire = peers
+        if registered.network:
+            wire = behind = BehindNode(peers, run_dir=run_dir, own=(registered.node, registered.node_name),
+                                       endpoint=str(Via(registered.node, name)))
+            early = behind.unwrap(early)
+        return Session(wire, registered, kind=kind, early=early)
     except BaseException:
         peers.close()
         raise
@@ -48,7 +52,7 @@ def join(endpoint: str, *, kind: str, namespace: str = "", entrypoint: str = "",
 
 def _register(peers: Peers, endpoint: str, request: Register) -> tuple[Registered, list[list[bytes]]]:
     early: list[list[bytes]] = []
-    route = peers.connect(NODE, endpoint)
+    route = peers.connect(NODE_PROCESS, endpoint)
     frame = encode(request)
     started_ns = time.monotonic_ns()
     deadline_ns = started_ns + config.REGISTER_TIMEOUT_NS

@@ -52,6 +52,10 @@ class ControlTables:
         """Take a message that no other part of the session knows."""
         self._perform(self._client.handle(Received(route, message, buffers), self._session.now_ns))
 
+    def undeliverable(self, route: bytes, message: Any) -> None:
+        """A message came back."""
+        self._perform(self._client.handle(Undeliverable(route, message), self._session.now_ns))
+
     def tick(self, now_ns: int) -> None:
         """Send again what was not answered."""
         deadline_ns = self._client.deadline_ns()

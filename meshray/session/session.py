@@ -45,7 +45,8 @@ from meshray.session.submit import Submitter
 from meshray.store.arena_file import ArenaFile
 from meshray.store.client import ArenaClient
 from meshray.transport.codec import BadFrame, decode, encode
-from meshray.transport.sockets import Peers, Route, name_of, route_to
+from meshray.transport.endpoints import NODE_PROCESS
+from meshray.transport.sockets import Route, SessionWire, name_of, route_to
 
 log = logging.getLogger("meshray.session")
 
@@ -55,7 +56,7 @@ _RECEIVE_MAX = 64
 class Session:
     """One process's membership in a cluster. Made by ``session.connect``."""
 
-    def __init__(self, peers: Peers, registered: Registered, *, kind: str, early: list[list[bytes]]) -> None:
+    def __init__(self, peers: SessionWire, registered: Registered, *, kind: str, early: list[list[bytes]]) -> None:
         """``early`` are messages that came before the session was there."""
         self.kind = kind
         self.name = peers.name
@@ -65,7 +66,7 @@ class Session:
         self.job = registered.job
         self.namespace = registered.namespace
         self.run_dir = registered.run_dir
-        self.node_route = route_to("node")
+        self.node_route = route_to(NODE_PROCESS)
         self.now_ns = time.monotonic_ns()
         self.closing = False
         self.lost_reason = ""
@@ -170,9 +171,23 @@ class Session:
                 log.warning("frame from %r dropped: %s", parts[0], message.reason)
             else:
                 self.tables.received(parts[0], message, parts[2:])
+        while self._peers.bounced:
+            self._bounced(*self._peers.bounced.popleft())
         if self.now_ns >= self._next_flush_ns:
             self._flush()
         self._hand_out()
+
+    def _bounced(self, route: Route, frame: bytes) -> None:
+        """A message to a process of another node came back: what follows is what would have followed at once here."""
+        message = decode(frame)
+        match message:
+            case BadFrame():
+                return
+            case node_messages.Ping(cookie=cookie):
+                if node_messages.Pong in self._handlers:
+                    self._handlers[node_messages.Pong](route, node_messages.Pong(cookie))
+            case _:
+                self.tables.undeliverable(route, message)
 
     def _hand_out(self) -> None:
         while self._calls:

@@ -94,7 +94,7 @@ def home_of(endpoint: str) -> str:
 
 def process_of(endpoint: str) -> str:
     """Return the name of the process that is reached there."""
-    return endpoint.rpartition("/")[2]
+    return endpoint.rpartition("/")[2].removesuffix(".sock")
 
 
 def homes_of(node: str, name: str, endpoint: str) -> tuple[str, ...]:

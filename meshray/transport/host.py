@@ -19,7 +19,7 @@ from typing import Any
 from meshray import config
 from meshray.machine import Connect, Disconnect, Machine, Received, Send, Stop, Tick, Undeliverable
 from meshray.transport.codec import BadFrame, decode, encode
-from meshray.transport.sockets import Peers
+from meshray.transport.sockets import Wire
 
 log = logging.getLogger("meshray.host")
 
@@ -34,7 +34,7 @@ class Host:
     def __init__(
         self,
         machine: Machine,
-        peers: Peers,
+        peers: Wire,
         *,
         perform: dict[type, Performer] | None = None,
         persist: Persister | None = None,
@@ -81,6 +81,11 @@ class Host:
                 log.warning("frame from %r dropped: %s", parts[0], message.reason)
                 continue
             effects += handle(Received(parts[0], message, parts[2:]), now_ns)
+        while self.peers.bounced:
+            route, frame = self.peers.bounced.popleft()
+            message = decode(frame)
+            if type(message) is not BadFrame:
+                effects += handle(Undeliverable(route, message), now_ns)
         for source in list(self._sources.values()):
             for event in source():
                 effects += handle(event, now_ns)

@@ -20,9 +20,10 @@ import errno
 import os
 import socket as stdlib_socket
 import stat
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 from zmq.backend import zmq_poll
@@ -59,6 +60,65 @@ def ipc_endpoint(directory: str, name: str) -> str:
     return "ipc://" + path
 
 
+def process_endpoint(run_dir: str, process: str) -> str:
+    """Return the ipc endpoint of a node's process."""
+    return ipc_endpoint(run_dir, process + ".sock")
+
+
+class Wire(Protocol):
+    """What a host needs of a process's place in the mesh: ``Peers``, or what stands around it in a cluster with a
+    network (``behind_node``, ``switch``)."""
+
+    name: str
+    endpoint: str
+    bounced: deque[tuple[Route, bytes]]
+    """Messages that came back undelivered after ``send`` had taken them: route and frame."""
+
+    def connect(self, name: str, endpoint: str) -> Route:
+        """Open a dialog and return its route."""
+        ...
+
+    def disconnect(self, name: str) -> None:
+        """Close a dialog that we opened."""
+        ...
+
+    def send(self, route: Route, frame: bytes, *buffers: Any) -> bool:
+        """Send; False if the peer is not there."""
+        ...
+
+    def receive(self, count_max: int, *, ready: bool = False) -> list[list[bytes]]:
+        """Return waiting messages."""
+        ...
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Sleep until something is ready; True if a message is for certain."""
+        ...
+
+    def watch_fd(self, fd: int) -> None:
+        """Let ``wait`` also return when ``fd`` is readable."""
+        ...
+
+    def unwatch_fd(self, fd: int) -> None:
+        """Undo ``watch_fd``."""
+        ...
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close all sockets."""
+        ...
+
+
+class SessionWire(Wire, Protocol):
+    """What a session needs beside that: an event loop may wait for its socket."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when messages may wait."""
+        ...
+
+    def has_input(self) -> bool:
+        """Whether a message waits."""
+        ...
+
+
 class Peers:
     """One process's place in the mesh. Not thread-safe: one thread at a time may use it (see ``session.driving``)."""
 
@@ -67,8 +127,9 @@ class Peers:
         self.name = name
         self.endpoint = endpoint
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._socket = self._open(name)
+        self._socket = self.socket = self._open(name)
         self._connected: dict[Route, str] = {}
+        self.bounced: deque[tuple[Route, bytes]] = deque()
         try:
             self._bind(endpoint)
         except BaseException:
@@ -102,11 +163,11 @@ class Peers:
         if endpoint.startswith("ipc://"):
             os.chmod(endpoint.removeprefix("ipc://"), 0o600)
 
-    def watch_fd(self, fd: int) -> None:
-        """Let ``wait`` also return when ``fd`` is readable."""
+    def watch_fd(self, fd: Any) -> None:
+        """Let ``wait`` also return when ``fd`` (a descriptor or another ZeroMQ socket) is readable."""
         self._interest.append((fd, zmq.POLLIN))
 
-    def unwatch_fd(self, fd: int) -> None:
+    def unwatch_fd(self, fd: Any) -> None:
         """Undo ``watch_fd``."""
         self._interest.remove((fd, zmq.POLLIN))
 

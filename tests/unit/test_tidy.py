@@ -57,7 +57,7 @@ IMPURE = {
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "base", "misc"}
 NAMES_ALLOWED = {"meshray/messages/base.py": "the root of the messages", "meshray/util/__init__.py": "Ray's name"}
-ENTRY_POINTS = ("meshray.cli.main", "meshray.exceptions", "meshray.util", "meshray.version", "meshray.transport.curve")
+ENTRY_POINTS = ("meshray.cli.main", "meshray.exceptions", "meshray.util", "meshray.version")
 """Modules that users or the installer import, with all below them."""
 UNIT_CONSTANTS = {"MILLISECOND_NS", "SECOND_NS", "KIB", "MIB", "GIB"}
 

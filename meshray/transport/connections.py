@@ -1,0 +1,61 @@
+"""TCP connections under ZeroMQ's hands: whom they lead to, and how to end one.
+
+*Shell (sockets, /proc).* Runs in node processes of clusters with a network.
+
+ZeroMQ can end a connection that it opened, but none that came in. Whoever shuts the socket down under it makes it drop
+the connection by itself. A descriptor may be another connection's by then, so each is looked at again by its two ends.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+from meshray.transport.endpoints import bind_address
+
+End = tuple[str, int]
+"""Host and port."""
+
+NOWHERE: End = ("", 0)
+
+
+def numeric(address: str) -> str:
+    """Return the address with its host in numbers, as ZeroMQ's events have it; unchanged if the name has none now."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError:
+        return address
+    number = next((info[4][0] for info in found if info[0] == socket.AF_INET), found[0][4][0])
+    return bind_address(str(number), int(port))
+
+
+def other_end(descriptor: int) -> End:
+    """Return the other end of the connection with this descriptor, NOWHERE if it has closed meanwhile."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            return _end(connection.getpeername())
+    except OSError:
+        return NOWHERE
+
+
+def accepted(port: int) -> list[tuple[int, End]]:
+    """Return the connections of this process that came in at ``port``: descriptor and other end."""
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(entry))) as connection:
+            own = connection.getsockname()
+            if isinstance(own, tuple) and own[1] == port:
+                found.append((int(entry), _end(connection.getpeername())))
+    return found
+
+
+def shut(descriptor: int) -> None:
+    """End a connection."""
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _end(address: tuple[str, int]) -> End:
+    return address[0], address[1]
