@@ -56,13 +56,16 @@ class ClientContext(dict[str, Any]):
 def init(address: str | None = None, *, num_cpus: float | None = None, num_gpus: float | None = None,
          resources: dict[str, float] | None = None, object_store_memory: int | None = None,
          namespace: str | None = None, ignore_reinit_error: bool = False, log_to_driver: bool = True,
-         logging_level: int | str | None = None, memory: float | None = None, **ignored: Any) -> ClientContext:
+         logging_level: int | str | None = None, memory: float | None = None, spill_directory: str | None = None,
+         spill_max: int | None = None, **ignored: Any) -> ClientContext:
     """Join a cluster, or start one that lives as long as this program.
 
     ``address``: None takes MESHRAY_ADDRESS if set, else starts an embedded cluster; ``"local"`` always starts one;
     ``"auto"`` joins the cluster that ``meshray up`` started last; a name or ``ipc://`` endpoint joins that one.
     ``num_cpus``, ``num_gpus``, ``resources``, ``memory`` and ``object_store_memory`` (bytes) describe the embedded
-    cluster. ``namespace`` is where this program's named actors live; without one they are visible to this job only.
+    cluster; what has no room in the store goes to files below ``spill_directory`` (a disk that it finds by itself), at
+    most ``spill_max`` bytes (0: never, None: what the disk takes).
+    ``namespace`` is where this program's named actors live; without one they are visible to this job only.
     Other arguments of Ray's ``init`` that change nothing here are accepted if they are known, refused otherwise.
     Raise RuntimeError if this process is connected already (unless ``ignore_reinit_error``), ClusterNotFoundError,
     ClusterStartError.
@@ -75,7 +78,8 @@ def init(address: str | None = None, *, num_cpus: float | None = None, num_gpus:
             raise RuntimeError("meshray.init() was called twice: call meshray.shutdown() first, or pass "
                                "ignore_reinit_error=True")
         described = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "memory": memory,
-                     "object_store_memory": object_store_memory}
+                     "object_store_memory": object_store_memory, "spill_directory": spill_directory,
+                     "spill_max": spill_max}
         wanted = address or os.environ.get("MESHRAY_ADDRESS") or "local"
         if wanted != "local" and any(value is not None for value in described.values()):
             given = [name for name, value in described.items() if value is not None]

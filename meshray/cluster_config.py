@@ -37,6 +37,10 @@ Size = Annotated[int, Meta(ge=1, description='bytes, or a string with a unit suc
                            extra_json_schema={"type": ["integer", "string"]})]
 
 
+SizeOrNothing = Annotated[int, Meta(ge=0, description='bytes, or a string with a unit such as "512MiB"; 0: never',
+                                    extra_json_schema={"type": ["integer", "string"]})]
+
+
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where nodes come from. ``local``: each node is a set of processes of its own on this machine."""
 
@@ -44,7 +48,8 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodeSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One node. What is not given is this node's even part of the machine."""
+    """One node. What is not given is this node's even part of the machine. Objects that have no room in memory go to
+    ``spill_directory`` (a path on a disk of that machine), at most ``spill_max`` bytes of them."""
 
     name: Name = ""
     num_cpus: Amount | None = None
@@ -52,6 +57,8 @@ class NodeSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     resources: dict[str, Amount] = {}
     memory: Size | None = None
     object_store_memory: Size | None = None
+    spill_directory: str | None = None
+    spill_max: SizeOrNothing | None = None
     labels: dict[str, str] = {}
     environment: dict[str, str] = {}
 
@@ -225,7 +232,7 @@ class _Walk:
             return None
         try:
             value = self.loader.construct_object(node)
-            if kind is Size and isinstance(value, str):
+            if kind in (Size, SizeOrNothing) and isinstance(value, str):
                 value = parse_size(value)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError("must be finite")
@@ -255,6 +262,9 @@ class _Walk:
                 where = f"{path}.object_store_memory"
                 self.note(self.lines[where], where,
                           f"must be at least {size_text(config.ARENA_BYTES_LEAST)}, not {store_bytes} bytes")
+            if node.spill_directory is not None and not node.spill_directory.startswith("/"):
+                where = f"{path}.spill_directory"
+                self.note(self.lines[where], where, f"must be an absolute path, not {node.spill_directory!r}")
             for resource in _RESERVED.keys() & node.resources:
                 where = f"{path}.resources.{resource}"
                 self.note(self.lines[where], where, f"has a key of its own: {_RESERVED[resource]}")
@@ -286,6 +296,8 @@ def _wanted(kind: Any) -> str:
         return "one of " + ", ".join(get_args(bare))
     if kind is Size:
         return "a size above zero (bytes, or 512MiB)"
+    if kind is SizeOrNothing:
+        return "a size (bytes, or 512MiB), or 0 for never"
     if kind is Name:
         return "a name of at most 32 lower-case letters, digits and hyphens"
     if bare is str:

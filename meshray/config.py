@@ -197,3 +197,35 @@ EXTENT_LINGER_NS = 500 * MILLISECOND_NS
 
 PULL_BAD_CHUNKS_MAX = 8
 """Chunks in a row that do not match their digest before a holder is given up for that object."""
+
+PIN_BUCKETS = 16_384
+"""Parts of an arena that are pinned each by itself: 64 KiB each in an arena of 1 GiB, fewer than its objects have."""
+
+PIN_SLOTS_MAX = 1_023
+"""Processes of one node that may read its arena at the same time."""
+
+BOARD_BYTES = 4 * PIN_BUCKETS * (1 + 2 * PIN_SLOTS_MAX)
+"""Address space of the board behind an arena, 128 MiB: a process that pins uses 4 KiB of it for 512 buckets."""
+
+PROMISE_NS = 1 * SECOND_NS
+"""An object that was brought in for a reader stays this long at least, so that the reader finds time to pin it."""
+
+SPILL_BATCH_BYTES = 32 * MIB
+"""Least that is spilled at a time when room is short (an eighth of a small arena): one search for victims, one
+surplus."""
+
+SPILL_RETRY_NS = 500 * MILLISECOND_NS
+"""After the disk refused to take an object, it is asked again this often, while somebody waits for room."""
+
+SPILL_LOOK_NS = 20 * MILLISECOND_NS
+"""How often pins are looked at again while everything is pinned and somebody waits: readers do not tell. Also how long
+sessions have to return what was freed inside their extents, before more is sent to disk."""
+
+SPILL_FREE_SHARE = 100
+"""Spilling leaves one part in so many of the disk's space to others."""
+
+SURPLUS_REPEAT_NS = 200 * MILLISECOND_NS
+"""While somebody waits for room, sessions are asked again for extents that hold nothing."""
+
+SEAL_WAIT_NS = 2 * SECOND_NS
+"""A reader may hear of a new object before the node does; the node waits this long for the seal notice."""

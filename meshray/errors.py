@@ -256,25 +256,29 @@ class ObjectStoreFullError(MeshrayError):
     """The object store has no room for a value."""
 
     def __init__(self, need_bytes: int = 0, free_bytes: int = 0, used_bytes: int = 0, capacity_bytes: int = 0,
-                 pinned_bytes: int | None = None) -> None:
-        """Size of the value (``need_bytes``) and of the store; ``pinned_bytes`` of it cannot be moved."""
-        super().__init__(need_bytes, free_bytes, used_bytes, capacity_bytes, pinned_bytes)
+                 pinned_bytes: int | None = None, spilled_bytes: int = 0, *, disk_error: str = "") -> None:
+        """Size of the value (``need_bytes``) and of the store; ``pinned_bytes`` of it are being read and cannot be
+        moved, ``spilled_bytes`` lie on disk, and ``disk_error`` says why the disk takes no more."""
+        super().__init__(need_bytes, free_bytes, used_bytes, capacity_bytes, pinned_bytes, spilled_bytes)
         self.need_bytes = need_bytes
         self.free_bytes = free_bytes
         self.used_bytes = used_bytes
         self.capacity_bytes = capacity_bytes
         self.pinned_bytes = pinned_bytes
+        self.spilled_bytes = spilled_bytes
+        self.disk_error = disk_error
 
     def __str__(self) -> str:
-        return _store_full(self.need_bytes, self.free_bytes, self.used_bytes, self.capacity_bytes, self.pinned_bytes)
-
-
-def _store_full(need: int, free: int, used: int, capacity: int, pinned: int | None) -> str:
-    held = f", pinned {size_text(pinned)}" if pinned is not None else ""
-    numbers = f"need {size_text(need)}, free {size_text(free)}, used {size_text(used)} of {size_text(capacity)}{held}"
-    if need > capacity:
-        return f"value larger than the object store ({numbers}): raise object_store_memory or split the value"
-    return f"object store full ({numbers}): raise object_store_memory or drop refs"
+        held = f", pinned {size_text(self.pinned_bytes)}" if self.pinned_bytes is not None else ""
+        held += f", on disk {size_text(self.spilled_bytes)}" if self.spilled_bytes else ""
+        numbers = (f"need {size_text(self.need_bytes)}, free {size_text(self.free_bytes)}, "
+                   f"used {size_text(self.used_bytes)} of {size_text(self.capacity_bytes)}{held}")
+        if self.need_bytes > self.capacity_bytes:
+            return f"value larger than the object store ({numbers}): raise object_store_memory or split the value"
+        if self.disk_error:
+            return (f"object store full ({numbers}) and {self.disk_error}: make room there, set spill_directory to a "
+                    "larger disk, raise object_store_memory, or drop refs")
+        return f"object store full ({numbers}): raise object_store_memory or drop refs"
 
 
 def size_text(size_bytes: int) -> str:

@@ -72,6 +72,10 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Modules that the zygote imports so that workers share them (numpy, when the driver uses it)."""
     environment: dict[str, str] = {}
     labels: dict[str, str] = {}
+    spill_directory: str = ""
+    """Where objects go that have no room in memory; empty: ``spill`` in the run directory."""
+    spill_max_bytes: int | None = None
+    """Most bytes that may lie there: 0 spills nothing, None as much as the disk takes."""
     network: Network | None = None
     """None: a cluster of one machine, which listens on Unix sockets only."""
     locality: bool = True

@@ -61,6 +61,8 @@ class Registered(Message, tag=31):
     embedded: bool = False
     pid: int = 0
     network: str = ""
+    pin_slot: int = 0
+    """This session's part of the board behind the arena (``store.pins``)."""
 
 
 class RegisterRefused(Message, tag=32):

@@ -10,6 +10,7 @@ Dialogs::
     session -> node      CheckProcesses          -> HoldersDied, if any of them is gone
 
     session -> node      RequestExtent           -> ExtentGranted | ExtentRefused
+    session -> node      WithdrawRequest
     session -> node      ReturnExtents
     node -> session      SurplusWanted           -> ReturnExtents
     session -> node      ObjectsSealed, ObjectsFreed
@@ -82,7 +83,8 @@ class ExtentGranted(Message, tag=106):
 
 class ExtentRefused(Message, tag=107):
     """node -> session. No room: what was needed, what is free, what is in use, and how large the store is. With
-    ``pending`` the request waits for room and a final answer follows."""
+    ``pending`` the request waits for room and a final answer follows. ``pinned_bytes`` of the store are being read,
+    ``spilled_bytes`` lie on disk; ``disk_error`` says why no more of it does."""
 
     cookie: int
     need_bytes: int
@@ -90,6 +92,16 @@ class ExtentRefused(Message, tag=107):
     used_bytes: int
     capacity_bytes: int
     pending: bool = False
+    pinned_bytes: int = 0
+    spilled_bytes: int = 0
+    disk_error: str = ""
+
+
+class WithdrawRequest(Message, tag=127):
+    """session -> node. The request for an extent with this ``cookie`` is not needed any more; a grant that is on its
+    way will be returned. Idempotent."""
+
+    cookie: int
 
 
 class ReturnExtents(Message, tag=108):
@@ -144,11 +156,13 @@ class ObjectFetched(Message, tag=113):
 
 
 class FetchFailed(Message, tag=114):
-    """node -> session. ``reason`` says which holder was asked and what went wrong."""
+    """node -> session. ``reason`` says which holder was asked and what went wrong. ``refused``: the object is there,
+    but the store has no room for it now."""
 
     object: bytes
     reason: str
     lost: bool = False
+    refused: ExtentRefused | None = None
 
 
 class RequestManifest(Message, tag=115):
@@ -215,4 +229,5 @@ class CheckProcesses(Message, tag=128):
 MESSAGES = (HoldObjects, HoldsRegistered, ReleaseObjects, ResolveObjects, ObjectResolved, RequestExtent, ExtentGranted,
             ExtentRefused, ReturnExtents, ObjectsSealed, ObjectsFreed, RangesFreed, FetchObject, ObjectFetched,
             FetchFailed, RequestManifest, Manifest, ObjectUnknown, RequestChunks, Chunk, HoldersDied, SurplusWanted,
-            CheckProcesses)
+            CheckProcesses,
+            WithdrawRequest)

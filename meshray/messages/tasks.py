@@ -21,11 +21,12 @@ from meshray.messages.base import Message, Part
 
 
 class Location(Part):
-    """Where a sealed object lies: a range of one node's arena."""
+    """Where a sealed object lies: a range of one node's arena, as of ``generation`` of the board (``store.pins``)."""
 
     node: str
     offset: int
     size_bytes: int
+    generation: int = 0
 
 
 class RefInfo(Part):

@@ -32,6 +32,7 @@ from meshray.messages.node import Shard
 from meshray.node_config import NodeConfig, NodeFile
 from meshray.processes import machine_resources, run_dirs
 from meshray.processes.process_identity import Process, end, identify, reap
+from meshray.processes.spill_place import spill_settings
 
 READY_VARIABLE = "MESHRAY_READY_FD"
 EMBEDDED_NODE = "local"
@@ -49,6 +50,8 @@ def embedded_config(
     memory: float | None = None,
     object_store_memory: int | None = None,
     environment: Mapping[str, str] | None = None,
+    spill_directory: str | None = None,
+    spill_max: int | None = None,
 ) -> NodeConfig:
     """Make the run directory of a one-node cluster that lives as long as this process, and return its configuration.
 
@@ -77,6 +80,7 @@ def embedded_config(
         prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
         preload=[name for name in ("numpy",) if name in sys.modules],
         environment=dict(environment or {}),
+        **spill_settings(spill_directory, spill_max, cluster=cluster, node=EMBEDDED_NODE, run_dir=run_dir),
     )
 
 

@@ -23,6 +23,7 @@ from meshray.messages.node import Shard
 from meshray.node_config import ClusterFile, NodeConfig, NodeFile
 from meshray.processes import run_dirs
 from meshray.processes.launch import Launch, node_resources, stop_nodes
+from meshray.processes.spill_place import spill_settings
 
 State = Literal["absent", "running", "differs", "broken"]
 Report = Callable[[str], None]
@@ -145,6 +146,8 @@ def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeC
             environment=node.environment,
             labels=node.labels,
             locality=cluster.locality,
+            **spill_settings(node.spill_directory, node.spill_max, cluster=cluster.cluster_name, node=node.name,
+                             run_dir=run_directories[node.name]),
         ))
     return plans
 

@@ -12,7 +12,7 @@ Source: OSDI'18 s4.2 (the node's local scheduler and object store), DESIGN s2.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from meshray.gcs import tables
 from meshray.gcs.client import GcsClient
@@ -55,17 +55,35 @@ _SCHEDULED = frozenset({
 """Messages that belong to the local scheduler."""
 
 
+class PinSlots(Protocol):
+    """What the node asks of ``store.pins.PinBoard``."""
+
+    def give_slot(self) -> int:
+        """Return a slot for a new session, 0 if there is none."""
+        ...
+
+    def leave_slot(self, slot: int) -> None:
+        """The session is gone, but its process may still read."""
+        ...
+
+    def clear_slot(self, slot: int) -> None:
+        """The process is gone."""
+        ...
+
+
 class NodeMachine:
     """All decisions of one node, composed."""
 
     def __init__(self, settings: NodeConfig, node: str, endpoint: str, *, entropy: Callable[[], bytes],
-                 scheduler: LocalScheduler, store: store_service.StoreService, gcs: GcsClient, pid: int) -> None:
+                 scheduler: LocalScheduler, store: store_service.StoreService, pins: PinSlots, gcs: GcsClient,
+                 pid: int) -> None:
         self.settings = settings
         self.pid = pid
         self.node = node
         self.endpoint = endpoint
         self.scheduler = scheduler
         self.store = store
+        self.pins = pins
         self.gcs = gcs
         self.total = {name: int(amount * UNITS_PER_ONE) for name, amount in settings.resources.items()}
         self.sessions = NodeSessions(self)

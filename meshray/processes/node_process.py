@@ -43,8 +43,10 @@ from meshray.resources import UNITS_PER_ONE
 from meshray.sched.local import LocalScheduler
 from meshray.store.arena_file import ArenaFile
 from meshray.store.background import Background
-from meshray.store.events import DigestObject, PopulateRange, WriteRange
+from meshray.store.events import DigestObject, DropChunks, PopulateRange, RestoreObject, SpillObject, WriteRange
+from meshray.store.pins import PinBoard
 from meshray.store.service import StoreService
+from meshray.store.spill_files import SpillFiles
 from meshray.transport.curve import AllowList
 from meshray.transport.endpoints import NODE_PROCESS
 from meshray.transport.host import Host
@@ -65,7 +67,10 @@ class NodeProcess:
         self._next_look_ns = 0
         self._signals: list[int] = []
         self.arena = ArenaFile.create(settings.arena_path, settings.object_store_bytes)
+        self._board = PinBoard(self.arena)
+        self._spill_files = _open_spill_files(settings)
         self._background = Background(self.arena)
+        self._disk = Background(self.arena, self._spill_files)
         self._logs = WorkerLogs(os.path.join(settings.run_dir, "logs"))
         self._zygote = ZygoteLink(zygote, self._logs)
         self.peers, self.control = self._open_peers()
@@ -77,8 +82,10 @@ class NodeProcess:
                      StartService: self._start_service, WatchDriver: self._watch_driver,
                      ReadLogs: lambda effect: [*self._logs.read_all(), LogsRead(effect.driver, effect.stop_cluster)],
                      DigestObject: self._background.submit, PopulateRange: self._background.submit,
-                     WriteRange: self._write_range},
-            sources={self._zygote.fileno(): self._zygote_events, self._background.fd: self._background.drain})
+                     WriteRange: self._write_range, SpillObject: self._disk.submit, RestoreObject: self._disk.submit,
+                     DropChunks: self._disk.submit},
+            sources={self._zygote.fileno(): self._zygote_events, self._background.fd: self._background.drain,
+                     self._disk.fd: self._disk.drain})
 
     def _open_peers(self) -> tuple[Wire, str]:
         """Return our place in the mesh and our TCP endpoint, if the cluster has a network."""
@@ -102,10 +109,11 @@ class NodeProcess:
                                    schedulers=settings.schedulers, prestart=settings.prestart_workers, pid=os.getpid(),
                                    labels=settings.labels, locality=settings.locality)
         store = StoreService(settings.object_store_bytes, self.node, read=self.arena.view,
-                             resolve_node=lambda name: self.machine.peers.get(name))
+                             resolve_node=lambda name: self.machine.peers.get(name), board=self._board,
+                             to_disk=self._spill_files is not None)
         gcs = GcsClient(process_name("client", os.urandom(8)), settings.shards)
         return NodeMachine(settings, self.node, endpoint, entropy=lambda: os.urandom(8),
-                           scheduler=scheduler, store=store, gcs=gcs, pid=os.getpid())
+                           scheduler=scheduler, store=store, pins=self._board, gcs=gcs, pid=os.getpid())
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -152,8 +160,12 @@ class NodeProcess:
         self._zygote.close()
         self._services.close()
         self._background.close()
+        self._disk.close()
+        if self._spill_files is not None:
+            self._spill_files.close()
         self._logs.close()
         self.arena.unlink()
+        self._board.close()
         self.arena.close()
 
     # --- services ------------------------------------------------------------------------------------------------
@@ -210,3 +222,10 @@ class NodeProcess:
     def _write_range(self, effect: WriteRange) -> None:
         self.arena.write(effect.offset, effect.data)
 
+
+def _open_spill_files(settings: NodeConfig) -> SpillFiles | None:
+    """Open the node's directory for spilled objects; None if it spills nothing."""
+    if settings.spill_max_bytes == 0:
+        return None
+    directory = settings.spill_directory or os.path.join(settings.run_dir, "spill")
+    return SpillFiles(directory, settings.spill_max_bytes)

@@ -9,6 +9,7 @@
    store, other sessions.
 4. A driver is answered when its job's row is written, so that whoever runs its tasks finds the row.
 5. An embedded cluster ends with its driver's process, also when that never registered.
+6. What a session reads in place stays in place until its process has ended: a driver that has left may still read.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Member(msgspec.Struct):
     """The job whose output this worker writes now."""
     row: tables.JobRow | None = None
     """A driver's row in the job table."""
+    pin_slot: int = 0
+    """Where this process counts what it reads (``store.pins``)."""
     joining: bool = False
     """The row is not written yet, so the driver has no answer yet."""
 
@@ -72,6 +75,8 @@ class NodeSessions:
         self.members: dict[str, Member] = {}
         self._known_ns = 0
         """From when on a node that this one does not know counts as gone."""
+        self._left: dict[int, list[int]] = {}
+        """Pin slots of drivers that left, by the process that lives on."""
         self._starting: dict[str, int] = {}
         """Workers forked or about to be that have not registered: name -> deadline."""
 
@@ -108,10 +113,15 @@ class NodeSessions:
             return [] if member.joining else [self._welcome(member)]
         if request.kind == "worker" and self._starting.pop(request.name, None) is None:
             return [Send(event.route, RegisterRefused("this node has not started such a worker"))]
+        slot = self._node.pins.give_slot()
+        if not slot:
+            return [Send(event.route, RegisterRefused(
+                f"{config.PIN_SLOTS_MAX} processes use this node's object store already, as many as it can have"))]
         job = self._next_job() if request.kind == "driver" else ""
         namespace = request.namespace or f"anonymous-{job}"
         endpoint = str(Via(self._node.node, request.name)) if self._node.settings.network else request.endpoint
-        member = Member(request.name, event.route, request.kind, request.pid, endpoint, job, namespace, serving=job)
+        member = Member(request.name, event.route, request.kind, request.pid, endpoint, job, namespace,
+                        serving=job, pin_slot=slot)
         self.members[request.name] = member
         joined = self._node.schedule(sched_events.SessionJoined(
             request.name, event.route, request.kind, request.pid, endpoint, job), now_ns)
@@ -138,7 +148,7 @@ class NodeSessions:
         return Send(member.route, Registered(
             node.node, settings.node_name, member.job, member.namespace, settings.arena_path,
             settings.object_store_bytes, settings.shards, settings.run_dir, settings.cluster, node.total,
-            bool(settings.embedded_pid), node.pid, node.endpoint if settings.network else ""))
+            bool(settings.embedded_pid), node.pid, node.endpoint if settings.network else "", member.pin_slot))
 
     def _write_job(self, row: tables.JobRow, now_ns: int,
                    done: Callable[[Answered, int], list[Any]] | None = None) -> list[Any]:
@@ -172,6 +182,7 @@ class NodeSessions:
         member = self.members.pop(event.name, None)
         if member is None:
             return self._node.schedule(sched_events.WorkerStartFailed(1, death_text(event)), now_ns)
+        self._node.pins.clear_slot(member.pin_slot)
         death = Death(event.name, event.pid, self._node.settings.node_name, event.code, event.signal, event.stderr,
                       member.leaving)
         effects = self._node.schedule(sched_events.WorkerDied(event.name, death), now_ns)
@@ -187,12 +198,16 @@ class NodeSessions:
         drivers = [member for member in self.members.values() if member.kind == "driver" and member.pid == event.pid]
         effects = [effect for member in drivers
                    for effect in self._driver_gone(member, "failed", "its process is gone", now_ns)]
+        for slot in self._left.pop(event.pid, ()):
+            self._node.pins.clear_slot(slot)
         if self._node.settings.embedded_pid == event.pid:
             effects.append(Stop("its driver is gone"))
         return effects
 
     def _driver_gone(self, member: Member, state: str, reason: str, now_ns: int) -> list[Any]:
         del self.members[member.name]
+        self._node.pins.leave_slot(member.pin_slot)
+        self._left.setdefault(member.pid, []).append(member.pin_slot)
         effects = self._node.schedule(sched_events.DriverGone(member.name), now_ns)
         effects += self._process_gone(member, now_ns)
         assert member.row is not None, "every driver has a job"

@@ -4,7 +4,10 @@
 
 1. An object is sealed, that is made known to the node, when its reference leaves this process or outlives
    ``LINEAGE_FLUSH_NS``; before that it is freed without a word to anybody.
-2. A zero-copy view keeps its reference alive: memory is reused only after the last buffer over it is gone.
+2. A zero-copy view keeps its reference alive, and pins the object's place: memory is reused only after the last buffer
+   over it is gone.
+3. What is sealed belongs to the node, which may move it: its location is good only as long as its generation is (see
+   ``store.pins``), else the node is asked.
 
 Source: DESIGN s6.
 """
@@ -15,11 +18,22 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from meshray import config, failures, serialization
 from meshray.ids import object_id, task_id
-from meshray.messages.objects import FetchFailed, FetchObject, ObjectFetched, ObjectsFreed, ObjectsSealed, Sealed
+from meshray.messages.objects import (
+    ExtentRefused,
+    FetchFailed,
+    FetchObject,
+    ObjectFetched,
+    ObjectsFreed,
+    ObjectsSealed,
+    Sealed,
+)
 from meshray.messages.tasks import Location
 from meshray.object_ref import DATA, FAILED, STORED, ObjectRef
+from meshray.session.extents import store_full
 from meshray.session.values import Stored, fail
 from meshray.store import layout
 
@@ -38,7 +52,7 @@ class Objects:
         self._session = session
         self.dropped: deque[Any] = deque()
         """Own stored objects whose last reference died (appended by ``Stored.__del__``)."""
-        self._fetching: dict[bytes, list[ObjectRef]] = {}
+        self._fetching: dict[bytes, list[tuple[ObjectRef, list[ExtentRefused | None]]]] = {}
         self._unsealed: deque[weakref.ref[ObjectRef]] = deque()
         self._survey_ns = 0
         self._freed: deque[tuple[str, bytes]] = deque()
@@ -68,7 +82,7 @@ class Objects:
         plan = layout.plan(len(serialized.data), [buffer.nbytes for buffer in serialized.buffers])
         offset = arena.allocate(plan.size_bytes)
         arena.write(offset, plan.pieces(serialized.data, serialized.buffers))
-        return Location(self._session.node, offset, plan.size_bytes)
+        return Location(self._session.node, offset, plan.size_bytes, self._session.pins.generation(offset))
 
     def blob(self, task: Task, serialized: serialization.Serialized) -> ObjectRef:
         """Store the arguments of ``task``; the reference returned pins them."""
@@ -76,6 +90,7 @@ class Objects:
         ref = ObjectRef(_id=identity, _state=STORED)
         ref._value = Stored(identity, self.store(serialized), self.dropped, sealed=False)
         self._session.references.known[identity] = weakref.ref(ref)
+        self._unsealed.append(weakref.ref(ref))
         return ref
 
     def seal_ref(self, ref: ObjectRef) -> None:
@@ -107,8 +122,8 @@ class Objects:
             except IndexError:
                 break
             location = ghost.location
-            local = location.node == self._session.node
-            if local and self._session.arena.release(location.offset) and not ghost.sealed:
+            if not ghost.sealed:
+                self._session.arena.release(location.offset)
                 continue
             self._freed.append((location.node, ghost.object))
             self._freed_bytes += location.size_bytes
@@ -145,41 +160,54 @@ class Objects:
         return serialization.deserialize_args(data, buffers, slots)
 
     def _view(self, ref: ObjectRef) -> tuple[Any, list[memoryview]]:
-        location = ref._value.local or ref._value.location
-        if location.node != self._session.node:
-            location = self._fetch(ref)
-        return layout.parse(self._session.arena_file.pin(location.offset, location.size_bytes, ref.binary))
-
-    def _fetch(self, ref: ObjectRef) -> Location:
         session = self._session
         stored: Stored = ref._value
+        while True:
+            location = stored.local or stored.location
+            if location.node == session.node:
+                view = session.pins.view(location.offset, location.size_bytes, location.generation, ref)
+                if view is not None:
+                    return layout.parse(view)
+                generation = session.pins.generation(location.offset)
+                if not stored.sealed:
+                    # Only we know of it, so a neighbour was moved; it can be moved itself only after this generation.
+                    stored.location = msgspec.structs.replace(location, generation=generation)
+                    continue
+                stored.local = None
+            self._fetch(ref, stored)
 
-        def done() -> bool:
-            return stored.local is not None or ref._state == FAILED
+    def _fetch(self, ref: ObjectRef, stored: Stored) -> None:
+        """Ask the node for the object, which lies elsewhere, on disk, or at another place than we know."""
+        session = self._session
+        answer: list[ExtentRefused | None] = []
 
         def ask() -> None:
             waiting = self._fetching.setdefault(ref.binary(), [])
-            waiting.append(ref)
+            waiting.append((ref, answer))
             if len(waiting) == 1:
                 owner = ref._owner.endpoint if ref._owner is not None else session.endpoint
                 session.to_node(FetchObject(ref.binary(), stored.location, owner))
 
         session.call(ask)
-        session.block_until(done, None)
-        if stored.local is None:
+        session.block_until(lambda: bool(answer), None)
+        if ref._state == FAILED:
             raise failures.decode(ref._value)
-        return stored.local
+        if answer and answer[0] is not None:
+            raise store_full(answer[0])
 
     def on_fetched(self, message: ObjectFetched) -> None:
-        """A remote object is in our arena now. (leader)"""
-        for ref in self._fetching.pop(message.object, ()):
+        """The object is in our arena, there. (leader)"""
+        for ref, answer in self._fetching.pop(message.object, ()):
             if ref._state == STORED:
                 ref._value.local = message.location
+            answer.append(None)
 
     def on_fetch_failed(self, message: FetchFailed) -> None:
-        """A remote object cannot be had. (leader)"""
-        for ref in self._fetching.pop(message.object, ()):
-            fail(ref, failures.encode_system("lost", f"object {message.object.hex()} is lost: {message.reason}"))
+        """The object cannot be had, for want of room now, or for ever. (leader)"""
+        for ref, answer in self._fetching.pop(message.object, ()):
+            if message.refused is None:
+                fail(ref, failures.encode_system("lost", f"object {message.object.hex()} is lost: {message.reason}"))
+            answer.append(message.refused)
 
     # --- time ----------------------------------------------------------------------------------------------------
 
@@ -189,9 +217,10 @@ class Objects:
             self.free_dropped()
         if now_ns >= self._survey_ns:
             self._survey_ns = now_ns + config.LINEAGE_FLUSH_NS
-            self._seal_survivors()
+            self.seal_survivors()
 
-    def _seal_survivors(self) -> None:
+    def seal_survivors(self) -> None:
+        """Tell the node of the objects that it does not know yet. (leader)"""
         sealed = []
         while self._unsealed:
             ref = self._unsealed.popleft()()

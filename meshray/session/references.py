@@ -79,7 +79,7 @@ class References:
             return Value(ref._value, None, refs)
         assert state == STORED, state
         self.info_of(ref)
-        return Value(None, ref._value.local or ref._value.location, refs, ref.binary())
+        return Value(None, ref._value.location, refs, ref.binary())
 
     def entry_of(self, task: Task, node: str) -> TaskEntry:
         """Return the wire form of a task, for a worker of ``node``; its reference arguments have values. (leader)"""

@@ -44,6 +44,7 @@ from meshray.session.references import References
 from meshray.session.submit import Submitter
 from meshray.store.arena_file import ArenaFile
 from meshray.store.client import ArenaClient
+from meshray.store.pins import Pins
 from meshray.transport.codec import BadFrame, decode, encode
 from meshray.transport.endpoints import NODE_PROCESS
 from meshray.transport.sockets import Route, SessionWire, name_of, route_to
@@ -93,6 +94,7 @@ class Session:
         self.executor: Any = None
         self.arena_file = ArenaFile.open(registered.arena_path)
         self.arena = ArenaClient(self.arena_file, self.extents.request)
+        self.pins = Pins(self.arena_file, registered.pin_slot)
         self.root = TaskContext(root_task(registered.job + ":" + self.name), name="driver", job=self.job)
         self._next_flush_ns = 0
         self._handlers = self._make_handlers()
@@ -129,7 +131,7 @@ class Session:
             state_messages.DescribeSession: self._on_describe,
             state_messages.Description: lambda route, message: self.questions.answered(message),
             state_messages.LogLines: self._on_log_lines,
-            state_messages.Notice: self._on_notice,
+            state_messages.Notice: lambda route, message: self.warn(message.text),
         }
 
     def _watch_node(self, pid: int) -> int:
@@ -359,9 +361,6 @@ class Session:
         if self.printer is not None:
             self.printer.take(message, self.now_ns)
 
-    def _on_notice(self, route: Route, message: state_messages.Notice) -> None:
-        self.warn(message.text)
-
     def warn(self, text: str) -> None:
         """Tell the user something."""
         sys.stderr.write(f"(meshray) {text}\n")
@@ -394,6 +393,7 @@ class Session:
         self.outcomes.fail_all("its session was shut down before it was there")
         self._peers.close(linger_ms=200)
         serialization.set_ref_hooks(None, None)
+        self.pins.close()
         self.arena_file.close()
         self.driving.close()
         if self._node_fd >= 0:

@@ -123,6 +123,14 @@ class Ranges:
                 start = next(reversed(self._by_size[self._sizes[roomy]]))
         return self._cut(self._region_of(start), start, self._take(start), need, step)
 
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether ``allocate`` would return a range."""
+        need = align(size_bytes)
+        if self._sizes and self._sizes[-1] >= need:
+            return True
+        return any(region.end - max(self._free_ends.get(region.fresh, region.fresh), region.start) >= need
+                   for region in self._tails.values())
+
     def _cut(self, region: _Region, start: int, size: int, need: int, step: int) -> int:
         """Make ``need`` bytes of the gap live and the rest of it free."""
         offset = _placed(start, size, need, step)

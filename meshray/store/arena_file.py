@@ -7,6 +7,8 @@
 3. A pinned view is read-only. Its ``on_release`` is called exactly once, when the last buffer derived from it is gone
    (slices, arrays over it), in whatever thread and also inside a garbage collection: it may only append to a deque.
 4. Large copies and populating let other Python threads run.
+5. Behind the arena, in the same file, lies the board (see ``pins``): BOARD_BYTES of counters, none of which has memory
+   before ``back_board`` gave it some, so that they cannot be a SIGBUS either.
 
 ``ctypes`` is imported at the first use, since a process that moves no large objects does not need it.
 
@@ -19,6 +21,7 @@ import errno
 import functools
 import mmap
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 _BLOCK = config.POPULATE_BLOCK_BYTES
 _MADV_POPULATE_WRITE = 23
 _PROTOCOL_SIMPLE = 0
+_SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+_BARRIER_GLOBAL, _BARRIER_EXPEDITED, _BARRIER_REGISTER = 1, 2, 4
 
 
 @functools.cache
@@ -58,6 +63,27 @@ def _native() -> Any:
     return SimpleNamespace(ctypes=ctypes, Buffer=Buffer, madvise=madvise, get_buffer=get_buffer, release=release_buffer)
 
 
+@functools.cache
+def register_for_fences() -> None:
+    """Let ``fence`` in another process act on this one. Once per process, before the first pin."""
+    _membarrier(_BARRIER_REGISTER)
+
+
+def fence() -> None:
+    """Return when every write that a registered process made before this call can be seen here.
+
+    The fast way interrupts the CPUs that run registered processes (13 us); kernels before 4.16 wait for all CPUs to
+    pass the scheduler (15 ms); where a sandbox forbids the call, a pause stands for it: no CPU buffers a write that
+    long."""
+    if not _membarrier(_BARRIER_EXPEDITED) and not _membarrier(_BARRIER_GLOBAL):
+        time.sleep(0.001)
+
+
+def _membarrier(command: int) -> bool:
+    number = _SYS_MEMBARRIER.get(os.uname().machine)
+    return number is not None and _native().ctypes.CDLL(None).syscall(number, command, 0, 0) == 0
+
+
 class ArenaFile:
     """A mapped arena. Thread-safe: ranges belong to their allocator, and the marks only ever grow."""
 
@@ -66,7 +92,8 @@ class ArenaFile:
         self.path = path
         self.size_bytes = size_bytes
         self._fd = fd
-        self._map = mmap.mmap(fd, size_bytes)
+        self._board = -(-size_bytes // config.PAGE_BYTES) * config.PAGE_BYTES
+        self._map = mmap.mmap(fd, self._board + config.BOARD_BYTES)
         self._view = memoryview(self._map)
         self._populated = bytearray(-(-size_bytes // _BLOCK))
         """One byte per block: 1 once the block is backed by memory and mapped here."""
@@ -78,7 +105,7 @@ class ArenaFile:
         """Make the file, sparse, and map it. Raise FileExistsError if it exists, OSError if it cannot be made."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, size_bytes)
+            os.ftruncate(fd, -(-size_bytes // config.PAGE_BYTES) * config.PAGE_BYTES + config.BOARD_BYTES)
             return cls(fd, path, size_bytes)
         except BaseException:
             os.close(fd)
@@ -93,7 +120,7 @@ class ArenaFile:
             status = os.fstat(fd)
             if status.st_uid != os.geteuid() or status.st_mode & 0o077:
                 raise PermissionError(errno.EPERM, "the arena must belong to this user with mode 0600", path)
-            return cls(fd, path, status.st_size)
+            return cls(fd, path, status.st_size - config.BOARD_BYTES)
         except BaseException:
             os.close(fd)
             raise
@@ -190,6 +217,28 @@ class ArenaFile:
 
         self._pin_type = Pin
         return Pin
+
+    # --- the board -----------------------------------------------------------------------------------------------
+
+    def board(self, start: int, size_bytes: int) -> memoryview:
+        """Return 32-bit words of the board, to be read and written once they are backed."""
+        at = self._board + start
+        return memoryview(self._map)[at : at + size_bytes].cast("I")
+
+    def back_board(self, start: int, size_bytes: int) -> None:
+        """Give this part of the board memory. Raise OSError (ENOSPC)."""
+        os.posix_fallocate(self._fd, self._board + start, size_bytes)
+
+    def read_board(self, start: int, size_bytes: int) -> bytes:
+        """Return bytes of the board; what was never backed reads as zeros and gets no memory by it."""
+        return os.pread(self._fd, size_bytes, self._board + start)
+
+    def clear_board(self, start: int, size_bytes: int) -> None:
+        """Zero the pages of this part of the board that are not."""
+        zeros = bytes(config.PAGE_BYTES)
+        for page in range(start, start + size_bytes, config.PAGE_BYTES):
+            if self.read_board(page, config.PAGE_BYTES) != zeros:
+                os.pwrite(self._fd, zeros, self._board + page)
 
     # --- end -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""The slow effects of the store's machines, off the node's loop: hashing and first touch.
+"""The slow effects of the store's machines, off the node's loop: hashing, first touch, and the disk.
 
-*Shell (thread).* Runs in the node process; both kinds of work release the GIL.
+*Shell (thread).* Runs in the node process; all kinds of work release the GIL.
 
 1. Effects go in by ``submit`` and come back as events from ``drain``, each exactly once, in order.
 2. ``fd`` is readable while events wait, so the host can sleep on it.
@@ -15,19 +15,31 @@ from threading import Lock, Thread
 from typing import assert_never
 
 from meshray.store.arena_file import ArenaFile
-from meshray.store.events import DigestObject, ObjectDigested, PopulateRange, RangePopulated
-from meshray.store.manifest import digests_of
+from meshray.store.events import (
+    DigestObject,
+    DropChunks,
+    ObjectDigested,
+    ObjectRestored,
+    ObjectSpilled,
+    PopulateRange,
+    RangePopulated,
+    RestoreObject,
+    SpillObject,
+)
+from meshray.store.manifest import DIGEST_BYTES, chunk_range, digests_of
+from meshray.store.spill_files import SpillFiles
 
-Work = DigestObject | PopulateRange
-Done = ObjectDigested | RangePopulated
+Work = DigestObject | PopulateRange | SpillObject | RestoreObject | DropChunks
+Done = ObjectDigested | RangePopulated | ObjectSpilled | ObjectRestored
 
 
 class Background:
-    """One thread beside the host; started by the first effect, since most nodes never pull."""
+    """One thread beside the host; started by the first effect, since most nodes never pull or spill."""
 
-    def __init__(self, file: ArenaFile) -> None:
-        """Work on ``file``."""
+    def __init__(self, file: ArenaFile, spill_files: SpillFiles | None = None) -> None:
+        """Work on ``file``; with ``spill_files`` also what the disk does."""
         self._file = file
+        self._spill_files = spill_files
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._done: list[Done] = []
         self._lock = Lock()
@@ -61,11 +73,13 @@ class Background:
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             event = self._perform(work)
+            if event is None:
+                continue
             with self._lock:
                 self._done.append(event)
                 os.eventfd_write(self.fd, 1)
 
-    def _perform(self, work: Work) -> Done:
+    def _perform(self, work: Work) -> Done | None:
         match work:
             case DigestObject(object_, offset, size_bytes):
                 return ObjectDigested(object_, offset, digests_of(self._file.view(offset, size_bytes)))
@@ -75,5 +89,34 @@ class Background:
                 except OSError as error:
                     return RangePopulated(object_, offset, str(error))
                 return RangePopulated(object_, offset)
+            case SpillObject(object_, offset, size_bytes):
+                return self._spill(object_, self._file.view(offset, size_bytes))
+            case RestoreObject():
+                return ObjectRestored(work.object, self._restore(work))
+            case DropChunks(digests):
+                self._disk.drop(digests)
+                return None
             case _:
                 assert_never(work)
+
+    @property
+    def _disk(self) -> SpillFiles:
+        assert self._spill_files is not None, "this thread has no disk"
+        return self._spill_files
+
+    def _spill(self, object_: bytes, view: memoryview) -> ObjectSpilled:
+        try:
+            return ObjectSpilled(object_, self._disk.write(view))
+        except OSError as error:
+            return ObjectSpilled(object_, b"", str(error.strerror or error))
+
+    def _restore(self, work: RestoreObject) -> str:
+        """Read the chunks into the arena; return what went wrong."""
+        try:
+            for index in range(len(work.digests) // DIGEST_BYTES):
+                start, _ = chunk_range(index, work.size_bytes)
+                digest = work.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+                self._file.write(work.offset + start, self._disk.read(digest))
+        except OSError as error:
+            return str(error.strerror or error)
+        return ""

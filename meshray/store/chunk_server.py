@@ -19,7 +19,7 @@ from meshray.machine import Received, Send
 from meshray.messages.objects import Chunk, Manifest, ObjectsFreed, ObjectUnknown, RequestChunks, RequestManifest
 from meshray.messages.tasks import Location
 from meshray.store.events import DigestObject, ObjectDigested
-from meshray.store.manifest import chunk_count, chunk_range
+from meshray.store.manifest import DIGEST_BYTES, chunk_count, chunk_range
 
 Lookup = Callable[[bytes], Location | None]
 Read = Callable[[int, int], Any]
@@ -108,8 +108,10 @@ class ChunkServer:
         return {"manifests": len(self._digests), "hashing": len(self._asking), "chunks_sent": self._chunks_sent}
 
     def check(self) -> None:
-        """Assert that nothing is kept for objects that are gone."""
-        assert all(self._lookup(object_) is not None for object_ in (*self._digests, *self._takers))
+        """Assert that what is kept for an object is of its size."""
+        for object_, (_, digests) in self._digests.items():
+            location = self._lookup(object_)
+            assert location is None or len(digests) == chunk_count(location.size_bytes) * DIGEST_BYTES
 
 
 def _manifest_to(route: bytes, object_: bytes, location: Location, digests: bytes) -> Send:

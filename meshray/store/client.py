@@ -5,8 +5,8 @@
 1. A session allocates only inside extents that the node leased to it; the lock is never held while it asks for one,
    copies or populates.
 2. ``allocate`` returns a range that is populated already: what follows cannot fail for want of memory.
-3. Each range is released exactly once: by ``release`` if this session itself frees its object, by ``ranges_freed`` when
-   the node reports that somebody else did.
+3. Each range is released exactly once: by ``release`` if the node never heard of its object, else by ``ranges_freed``,
+   when the node reports that the object was freed or has left memory.
 
 Source: DESIGN s6; thread caches in front of a central heap, as in tcmalloc.
 """
@@ -21,8 +21,9 @@ from meshray import config
 from meshray.store.allocator import Ranges
 from meshray.store.arena_file import ArenaFile
 
-RequestExtent = Callable[[int], tuple[int, int, int]]
-"""Takes bytes; blocks; returns (offset, bytes, populated bytes) or raises ObjectStoreFullError."""
+RequestExtent = Callable[[int], tuple[int, int, int] | None]
+"""Takes bytes; blocks; returns (offset, bytes, populated bytes), or None if ranges of ours were freed that are large
+enough, or raises ObjectStoreFullError."""
 
 
 class ArenaClient:
@@ -51,12 +52,14 @@ class ArenaClient:
     def _allocate_more(self, size_bytes: int) -> int:
         while True:
             refusal: Exception | None = None
+            extent = None
             try:
-                start, extent_bytes, populated_bytes = self._request_extent(size_bytes)
+                extent = self._request_extent(size_bytes)
             except Exception as error:
                 refusal = error
             with self._lock:
-                if refusal is None:
+                if extent is not None:
+                    start, extent_bytes, populated_bytes = extent
                     self._ranges.add(start, extent_bytes, warm_bytes=populated_bytes)
                 # After a refusal too: ranges of ours may have been freed while we waited for the answer.
                 offset = self._ranges.allocate(size_bytes)
@@ -64,6 +67,11 @@ class ArenaClient:
                 return offset
             if refusal is not None:
                 raise refusal
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether ``allocate`` needs no extent."""
+        with self._lock:
+            return self._ranges.has_room(size_bytes)
 
     def write(self, offset: int, pieces: Iterable[tuple[int, Any]]) -> None:
         """Copy ``pieces`` (offset relative to ``offset``, buffer) into the arena, as ``Layout.pieces`` yields them."""

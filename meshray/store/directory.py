@@ -3,116 +3,71 @@
 *Pure.* Runs in the node process.
 
 1. Every byte of the arena is free, in an extent leased to one session, or in a range of the node's own (an object whose
-   maker is gone, or a copy pulled from another node).
-2. A range that is freed goes back to who may allocate there: to the session that leases the extent (RangesFreed), else
-   to the arena. If that session itself freed the object, it has taken the range back already and is not told.
+   maker is gone, a copy pulled from another node, an object that came back from disk).
+2. What is sealed belongs to the node: a range that is freed or taken goes back to who may allocate there, to the
+   session that leases the extent (RangesFreed), else to the arena.
 3. The object behind an id is the one sealed last: a task that ran again names the same object.
 4. A free may overtake the seal notice (they come from different processes); it is then remembered for a while.
-5. A request for an extent is answered once: granted, or refused with the numbers after EXTENT_WAIT_NS; what can never
-   fit is refused at once.
+5. A request for an extent is answered once: granted, or refused with the numbers after EXTENT_WAIT_NS in which no room
+   was made; what can never fit is refused at once.
 6. A lease outlives its process by EXTENT_LINGER_NS: seal notices that it sent before it died still count.
+7. Memory that a part of the node or the disk thread uses (``busy``, ``held``) is not reused before they are done.
 
 ::
 
-    range:  free -> leased -> sealed -> freed -> leased again (or free, if the lessee is gone)
+    range:  free -> leased -> sealed -> freed or evicted -> leased again (or free, if the lessee is gone)
 
-Source: DESIGN s6.
+``spill`` decides what leaves memory when room is short. Source: DESIGN s6.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from meshray import config
-from meshray.machine import Received, Send, Tick, Undeliverable
+from meshray.machine import Received, Tick, Undeliverable
 from meshray.messages.objects import (
     ExtentGranted,
-    ExtentRefused,
     ObjectsFreed,
     ObjectsSealed,
-    RangesFreed,
     RequestExtent,
     ReturnExtents,
     Sealed,
-    SurplusWanted,
+    WithdrawRequest,
 )
 from meshray.messages.tasks import Location
-from meshray.store.allocator import Ranges, align
-from meshray.store.events import SessionGone
-
-
-class _Extent:
-    __slots__ = ("ends_ns", "objects", "offset", "route", "size_bytes", "starts")
-
-    def __init__(self, offset: int, size_bytes: int, route: bytes) -> None:
-        self.offset = offset
-        self.size_bytes = size_bytes
-        self.route = route
-        self.objects: dict[int, _Stored] = {}
-        """Sealed objects inside, by offset."""
-        self.starts: list[int] = []
-        self.ends_ns = 0
-        """When the lease of a process that is gone ends; 0 while it lives."""
-
-    def overlaps(self, offset: int, end: int) -> bool:
-        """Whether a sealed object lies in the way of a new one."""
-        index = bisect_left(self.starts, offset)
-        if index < len(self.starts) and self.starts[index] < end:
-            return True
-        if not index:
-            return False
-        before = self.objects[self.starts[index - 1]]
-        return before.offset + before.size_bytes > offset
-
-
-class _Stored:
-    __slots__ = ("extent", "object", "offset", "owner", "size_bytes")
-
-    def __init__(self, sealed: Sealed, extent: _Extent | None) -> None:
-        self.object = sealed.object
-        self.offset = sealed.offset
-        self.size_bytes = sealed.size_bytes
-        self.owner = sealed.owner
-        self.extent = extent
-        """Where it lies; None: in a range of the node's own."""
-
-
-class _Waiting:
-    __slots__ = ("cookie", "deadline_ns", "need_bytes", "route")
-
-    def __init__(self, route: bytes, cookie: int, need_bytes: int, deadline_ns: int) -> None:
-        self.route = route
-        self.cookie = cookie
-        self.need_bytes = need_bytes
-        self.deadline_ns = deadline_ns
+from meshray.store.allocator import align
+from meshray.store.events import DropChunks, SessionGone
+from meshray.store.records import Board, Entry, Extent, NoReaders
+from meshray.store.room import Room
 
 
 class ArenaDirectory:
     """The node's book of its arena."""
 
-    def __init__(self, capacity_bytes: int, node: str) -> None:
-        """Keep an arena of ``capacity_bytes`` for the node named ``node``."""
+    def __init__(self, capacity_bytes: int, node: str, board: Board | None = None) -> None:
+        """Keep an arena of ``capacity_bytes`` for the node named ``node``; ``board`` knows who reads in place."""
         self.capacity_bytes = capacity_bytes
         self.node = node
-        self._ranges = Ranges()
-        self._ranges.add(0, capacity_bytes)
-        share = capacity_bytes // config.EXTENTS_SHARE_MIN // config.MIB * config.MIB
-        self._usual_bytes = max(min(config.EXTENT_BYTES, share), config.MIB)
-        self._touched_bytes = 0
-        """Everything below was leased before; what lies above is fresh memory."""
-        self._extents: dict[int, _Extent] = {}
-        self._extent_starts: list[int] = []
-        self._lingering: list[_Extent] = []
-        """Extents of processes that ended, oldest first."""
-        self._objects: dict[bytes, _Stored] = {}
-        self._waiting: list[_Waiting] = []
-        self._early: dict[bytes, bytes] = {}
-        """Objects that were freed before they were sealed -> who freed them."""
+        self.board: Board = board or NoReaders()
+        self.disk_error = ""
+        """Why the disk did not take the last object; empty if it did."""
+        self.room = Room(capacity_bytes, self._numbers)
+        self._objects: dict[bytes, Entry] = {}
+        self.primaries: dict[bytes, Entry] = {}
+        """Objects in memory that are nobody's copies, the one used last at the end."""
+        self.replicas: dict[bytes, Entry] = {}
+        """Copies in memory of objects of other nodes, in the same order."""
+        self._leaving: list[Entry] = []
+        """Freed, but still in use by the node."""
+        self._early: dict[bytes, None] = {}
+        """Objects that were freed before they were sealed."""
         self._early_order: deque[tuple[int, bytes]] = deque()
-        self._given_back: dict[bytes, list[tuple[int, int]]] = {}
-        self._sealed_bytes = 0
+        self._dropped: list[bytes] = []
+        self._resident_bytes = 0
+        self._spilled_bytes = 0
         self._ignored = 0
         """Notices that made no sense, from peers that misbehave."""
 
@@ -123,109 +78,43 @@ class ArenaDirectory:
         effects: list[Any] = []
         match event:
             case Received(route, RequestExtent() as request):
-                effects += self._request(route, request, now_ns)
+                effects += self.room.request(route, request, now_ns)
+            case Received(route, WithdrawRequest(cookie)):
+                self.room.withdraw(route, cookie)
             case Received(route, ReturnExtents(offsets)):
-                self._return(route, offsets)
+                self._ignored += self.room.take_back(route, offsets)
             case Received(route, ObjectsSealed(objects)):
                 for sealed in objects:
                     self._seal(route, sealed)
             case Received(route, ObjectsFreed(objects)):
                 for object_ in objects:
-                    self._free(route, object_, now_ns)
+                    self._free(object_, now_ns)
             case SessionGone(_, route):
-                self._session_gone(route, now_ns)
+                self.room.session_gone(route, now_ns)
             case Undeliverable(route, ExtentGranted(offset=offset)):
-                self._return(route, [offset])
+                self.room.take_back(route, [offset])
             case Tick():
                 self._forget_early(now_ns)
-                for extent in [extent for extent in self._lingering if extent.ends_ns <= now_ns]:
-                    self._dissolve(extent)
-        effects += [Send(route, RangesFreed(ranges)) for route, ranges in self._given_back.items()]
-        self._given_back.clear()
-        return effects + self._serve_waiting(now_ns)
+                for extent in [extent for extent in self.room.lingering if extent.ends_ns <= now_ns]:
+                    self.room.dissolve(extent)
+        return effects + self.news() + self.room.serve_waiting(now_ns)
+
+    def news(self) -> list[Any]:
+        """Return what sessions and the disk must hear of ranges and chunks that were let go since the last time."""
+        effects = self.room.news()
+        if self._dropped:
+            effects.append(DropChunks(b"".join(self._dropped)))
+            self._dropped.clear()
+        return effects
 
     def deadline_ns(self) -> int | None:
         """When a waiting request must be refused, an early free be forgotten, or a dead process's lease end."""
-        deadlines = [waiting.deadline_ns for waiting in self._waiting]
+        deadlines = [waiting.deadline_ns for waiting in self.room.waiting]
         if self._early_order:
             deadlines.append(self._early_order[0][0])
-        if self._lingering:
-            deadlines.append(self._lingering[0].ends_ns)
+        if self.room.lingering:
+            deadlines.append(self.room.lingering[0].ends_ns)
         return min(deadlines, default=None)
-
-    # --- room ----------------------------------------------------------------------------------------------------
-
-    def _request(self, route: bytes, request: RequestExtent, now_ns: int) -> list[Any]:
-        if any(waiting.route == route and waiting.cookie == request.cookie for waiting in self._waiting):
-            return []
-        waiting = _Waiting(route, request.cookie, align(request.size_bytes), now_ns + config.EXTENT_WAIT_NS)
-        if waiting.need_bytes > self.capacity_bytes:
-            return [self._refuse(waiting)]
-        granted = self._grant(waiting)
-        if granted is not None:
-            return [granted]
-        self._waiting.append(waiting)
-        return [self._refuse(waiting, pending=True), *self.want_surplus()]
-
-    def _grant(self, waiting: _Waiting) -> Send | None:
-        whole = -(-waiting.need_bytes // config.MIB) * config.MIB
-        for size_bytes in (max(whole, self._usual_bytes), whole, waiting.need_bytes):
-            offset = self._ranges.allocate(size_bytes)
-            if offset is not None:
-                break
-        else:
-            return None
-        populated_bytes = min(max(self._touched_bytes - offset, 0), size_bytes)
-        self._touched_bytes = max(self._touched_bytes, offset + size_bytes)
-        self._extents[offset] = _Extent(offset, size_bytes, waiting.route)
-        insort(self._extent_starts, offset)
-        return Send(waiting.route, ExtentGranted(waiting.cookie, offset, size_bytes, populated_bytes))
-
-    def _refuse(self, waiting: _Waiting, *, pending: bool = False) -> Send:
-        ranges = self._ranges
-        numbers = (waiting.need_bytes, ranges.free_bytes, ranges.used_bytes, self.capacity_bytes)
-        return Send(waiting.route, ExtentRefused(waiting.cookie, *numbers, pending=pending))
-
-    def _serve_waiting(self, now_ns: int) -> list[Any]:
-        effects: list[Any] = []
-        for waiting in list(self._waiting):
-            answer = self._grant(waiting)
-            if answer is None and waiting.deadline_ns <= now_ns:
-                answer = self._refuse(waiting)
-            if answer is not None:
-                self._waiting.remove(waiting)
-                effects.append(answer)
-        return effects
-
-    def want_surplus(self) -> list[Any]:
-        """Return what asks every session that leases extents for those that hold nothing."""
-        routes = dict.fromkeys(extent.route for extent in self._extents.values() if not extent.ends_ns)
-        return [Send(route, SurplusWanted()) for route in routes]
-
-    def _return(self, route: bytes, offsets: list[int]) -> None:
-        for offset in offsets:
-            extent = self._extents.get(offset)
-            if extent is None or extent.route != route:
-                self._ignored += 1
-            else:
-                self._dissolve(extent)
-
-    def _dissolve(self, extent: _Extent) -> None:
-        """End a lease: what is sealed inside becomes the node's own, the rest is free."""
-        for stored in extent.objects.values():
-            stored.extent = None
-        self._ranges.carve(extent.offset, [(stored.offset, stored.size_bytes) for stored in extent.objects.values()])
-        del self._extents[extent.offset]
-        if extent.ends_ns:
-            self._lingering.remove(extent)
-        self._extent_starts.pop(bisect_left(self._extent_starts, extent.offset))
-
-    def _session_gone(self, route: bytes, now_ns: int) -> None:
-        self._waiting = [waiting for waiting in self._waiting if waiting.route != route]
-        for extent in self._extents.values():
-            if extent.route == route and not extent.ends_ns:
-                extent.ends_ns = now_ns + config.EXTENT_LINGER_NS
-                self._lingering.append(extent)
 
     # --- objects -------------------------------------------------------------------------------------------------
 
@@ -233,36 +122,37 @@ class ArenaDirectory:
         known = self._objects.get(sealed.object)
         if known is not None and (known.offset, known.size_bytes) == (sealed.offset, sealed.size_bytes):
             return
-        index = bisect_right(self._extent_starts, sealed.offset) - 1
-        extent = self._extents[self._extent_starts[index]] if index >= 0 else None
+        extent = self.room.extent_at(sealed.offset)
         if extent is None or extent.route != route or not self._fits(extent, sealed):
             self._ignored += 1
             return
         if known is not None:
-            self._reclaim(known)
-        freed_by = self._early.pop(sealed.object, None)
-        if freed_by is not None:
-            if freed_by != route:
-                self._give_back(extent, sealed.offset, sealed.size_bytes)
+            self._remove(known)
+        if sealed.object in self._early:
+            del self._early[sealed.object]
+            self.room.give_back(extent, sealed.offset, sealed.size_bytes)
             return
-        stored = _Stored(sealed, extent)
-        extent.objects[sealed.offset] = stored
-        insort(extent.starts, sealed.offset)
-        self._objects[sealed.object] = stored
-        self._sealed_bytes += sealed.size_bytes
+        entry = Entry(sealed, extent)
+        extent.add(entry)
+        self._take_in(entry)
 
-    def _fits(self, extent: _Extent, sealed: Sealed) -> bool:
+    def _fits(self, extent: Extent, sealed: Sealed) -> bool:
         end = sealed.offset + align(sealed.size_bytes)
         if sealed.size_bytes <= 0 or sealed.offset % config.ALIGN_BYTES or end > extent.offset + extent.size_bytes:
             return False
         return not extent.overlaps(sealed.offset, end)
 
-    def _free(self, route: bytes, object_: bytes, now_ns: int) -> None:
-        stored = self._objects.get(object_)
-        if stored is not None:
-            self._reclaim(stored, freed_by=route)
+    def _take_in(self, entry: Entry) -> None:
+        self._objects[entry.object] = entry
+        (self.replicas if entry.replica else self.primaries)[entry.object] = entry
+        self._resident_bytes += entry.size_bytes
+
+    def _free(self, object_: bytes, now_ns: int) -> None:
+        entry = self._objects.get(object_)
+        if entry is not None:
+            self._remove(entry)
         elif object_ not in self._early:
-            self._early[object_] = route
+            self._early[object_] = None
             self._early_order.append((now_ns + config.EARLY_FREE_NS, object_))
             self._forget_early(now_ns)
 
@@ -271,50 +161,115 @@ class ArenaDirectory:
         while order and (order[0][0] <= now_ns or len(order) > config.EARLY_FREES_MAX):
             self._early.pop(order.popleft()[1], None)
 
-    def _reclaim(self, stored: _Stored, *, freed_by: bytes = b"") -> None:
-        del self._objects[stored.object]
-        self._sealed_bytes -= stored.size_bytes
-        extent = stored.extent
-        if extent is None:
-            self._ranges.free(stored.offset)
-            return
-        del extent.objects[stored.offset]
-        extent.starts.pop(bisect_left(extent.starts, stored.offset))
-        if extent.route != freed_by:
-            self._give_back(extent, stored.offset, stored.size_bytes)
+    def _remove(self, entry: Entry) -> None:
+        del self._objects[entry.object]
+        self.primaries.pop(entry.object, None)
+        self.replicas.pop(entry.object, None)
+        if entry.offset < 0:
+            self._spilled_bytes -= entry.size_bytes
+        if entry.busy or entry.held:
+            entry.freed = True
+            self._leaving.append(entry)
+        else:
+            self._let_go(entry)
 
-    def _give_back(self, extent: _Extent, offset: int, size_bytes: int) -> None:
-        if not extent.ends_ns:
-            self._given_back.setdefault(extent.route, []).append((offset, size_bytes))
+    def _let_go(self, entry: Entry) -> None:
+        if entry.offset >= 0:
+            self._vacate(entry)
+        self.drop_chunks([entry])
+
+    def _vacate(self, entry: Entry) -> None:
+        self._resident_bytes -= entry.size_bytes
+        self.room.vacate(entry)
+
+    def _numbers(self) -> tuple[int, int, str]:
+        look = self.board.look()
+        pinned_bytes = sum(entry.size_bytes for entries in (self.primaries, self.replicas)
+                           for entry in entries.values() if entry.held or look(entry.offset)[1])
+        return pinned_bytes, self._spilled_bytes, self.disk_error
+
+    # --- for who moves objects -----------------------------------------------------------------------------------
+
+    def find(self, object_: bytes) -> Entry | None:
+        """Return what is known of an object, in memory or on disk."""
+        return self._objects.get(object_)
+
+    def evict(self, entry: Entry) -> None:
+        """Take the memory of an object that nobody uses: a copy is forgotten, a primary is on disk."""
+        assert not entry.busy and not entry.held and (entry.replica or entry.digests)
+        if entry.replica:
+            self._remove(entry)
+            return
+        del self.primaries[entry.object]
+        self._vacate(entry)
+        self._spilled_bytes += entry.size_bytes
+
+    def settle(self, entry: Entry, offset: int) -> None:
+        """An object is back from disk, in a range that was reserved."""
+        entry.offset = offset
+        self._spilled_bytes -= entry.size_bytes
+        self._take_in(entry)
+
+    def done_with(self, entry: Entry) -> None:
+        """The disk thread or a part of the node uses ``entry`` no more: what was freed meanwhile goes now."""
+        if entry.freed and not entry.busy and not entry.held:
+            self._leaving.remove(entry)
+            self._let_go(entry)
+
+    def drop_chunks(self, entries: Iterable[Entry]) -> None:
+        """Let go of the chunks that these objects have on disk."""
+        for entry in entries:
+            if entry.digests:
+                self._dropped.append(entry.digests)
+                entry.digests = b""
+
+    def hold(self, object_: bytes) -> Entry | None:
+        """Keep an object that is in memory where it is, for a part of the node that reads it; None if it is not.
+        Undone by ``unhold`` with what was returned."""
+        entry = self._objects.get(object_)
+        if entry is None or entry.offset < 0:
+            return None
+        entry.held += 1
+        return entry
+
+    def unhold(self, entry: Entry) -> None:
+        """The reader is done."""
+        entry.held -= 1
+        self.done_with(entry)
 
     # --- for the puller ------------------------------------------------------------------------------------------
 
     def reserve(self, size_bytes: int) -> int | None:
         """Return the offset of a range of the node's own, or None if there is no room."""
-        offset = self._ranges.allocate(size_bytes)
-        if offset is not None:
-            self._touched_bytes = max(self._touched_bytes, offset + align(size_bytes))
-        return offset
+        return self.room.reserve(size_bytes)
 
     def unreserve(self, offset: int) -> None:
-        """Free a range that ``reserve`` returned and ``adopt`` did not take."""
-        self._ranges.free(offset)
+        """Free a range that ``reserve`` returned and nobody took."""
+        self.room.ranges.free(offset)
+
+    def want_surplus(self) -> list[Any]:
+        """Return what asks sessions for extents that hold nothing. What did not fit is being made room for."""
+        return self.room.want_surplus()
 
     def adopt(self, sealed: Sealed) -> bool:
-        """Seal an object in a reserved range; False (and the range is free) if it was freed or sealed meanwhile."""
-        if sealed.object in self._objects or self._early.pop(sealed.object, None) is not None:
+        """Seal a copy in a reserved range; False (and the range is free) if it was freed or sealed meanwhile."""
+        if sealed.object in self._objects or sealed.object in self._early:
+            self._early.pop(sealed.object, None)
             self.unreserve(sealed.offset)
             return False
-        self._objects[sealed.object] = _Stored(sealed, None)
-        self._sealed_bytes += sealed.size_bytes
+        entry = Entry(sealed, None, replica=True)
+        entry.promised_uses = self.board.uses(entry.offset)
+        self._take_in(entry)
         return True
 
     # --- questions -----------------------------------------------------------------------------------------------
 
     def lookup(self, object_: bytes) -> Location | None:
-        """Return where a sealed object lies here, or None."""
-        stored = self._objects.get(object_)
-        return None if stored is None else Location(self.node, stored.offset, stored.size_bytes)
+        """Return where a sealed object lies in memory here, or None."""
+        entry = self._objects.get(object_)
+        if entry is None or entry.offset < 0:
+            return None
+        return Location(self.node, entry.offset, entry.size_bytes, self.board.generation(entry.offset))
 
     def owners(self) -> set[str]:
         """Return the owners of the sealed objects."""
@@ -322,47 +277,43 @@ class ArenaDirectory:
 
     def objects_of(self, owner: str) -> list[bytes]:
         """Return the sealed objects that this process owns."""
-        return [stored.object for stored in self._objects.values() if stored.owner == owner]
+        return [entry.object for entry in self._objects.values() if entry.owner == owner]
 
     def describe(self, limit: int) -> list[dict[str, Any]]:
         """Return rows for ``list objects``, at most ``limit``."""
-        rows: list[dict[str, Any]] = []
-        for stored in self._objects.values():
-            if len(rows) >= limit:
-                break
-            rows.append({"object": stored.object.hex(), "size_bytes": stored.size_bytes, "node": self.node,
-                         "offset": stored.offset, "owner": stored.owner,
-                         "lessee": stored.extent.route.decode(errors="replace") if stored.extent else ""})  # fmt: skip
-        return rows
+        return [{"object": entry.object.hex(), "size_bytes": entry.size_bytes, "node": self.node,
+                 "offset": entry.offset, "owner": entry.owner,
+                 "state": "spilled" if entry.offset < 0 else "replica" if entry.replica else "in memory",
+                 "lessee": entry.extent.route.decode(errors="replace") if entry.extent else ""}
+                for entry in list(self._objects.values())[:limit]]
 
     def statistics(self) -> dict[str, int]:
         """Return counters and sizes for ``status`` and tests."""
+        resident = len(self.primaries) + len(self.replicas)
         return {
-            "capacity_bytes": self.capacity_bytes, "used_bytes": self._ranges.used_bytes,
-            "free_bytes": self._ranges.free_bytes, "extents": len(self._extents), "sealed": len(self._objects),
-            "sealed_bytes": self._sealed_bytes, "waiting": len(self._waiting), "early_frees": len(self._early),
-            "ignored": self._ignored,
+            "capacity_bytes": self.capacity_bytes, "used_bytes": self.room.ranges.used_bytes,
+            "free_bytes": self.room.ranges.free_bytes, "extents": len(self.room.extents), "sealed": resident,
+            "sealed_bytes": self._resident_bytes, "replicas": len(self.replicas),
+            "spilled": len(self._objects) - resident, "spilled_bytes": self._spilled_bytes,
+            "waiting": len(self.room.waiting), "early_frees": len(self._early), "ignored": self._ignored,
         }  # fmt: skip
 
     def check(self) -> None:
         """Assert the invariants of the module header."""
-        self._ranges.check()
-        assert self._extent_starts == sorted(self._extents)
-        assert self._sealed_bytes == sum(stored.size_bytes for stored in self._objects.values())
-        assert not self._given_back
+        self.room.check()
+        known = [*self._objects.values(), *self._leaving]
+        resident = [entry for entry in known if entry.offset >= 0]
+        assert self._resident_bytes == sum(entry.size_bytes for entry in resident)
+        assert self._spilled_bytes == sum(entry.size_bytes for entry in self._objects.values() if entry.offset < 0)
+        assert not self._dropped
         assert set(self._early) <= {object_ for _, object_ in self._early_order}
-        for extent in self._extents.values():
-            assert self._ranges.size_of(extent.offset) == align(extent.size_bytes)
-            assert extent.starts == sorted(extent.objects)
-            cursor = extent.offset
-            for start in extent.starts:
-                stored = extent.objects[start]
-                assert stored.extent is extent and self._objects[stored.object] is stored
-                assert start >= cursor, f"sealed objects overlap at {start}"
-                cursor = start + align(stored.size_bytes)
-            assert cursor <= extent.offset + extent.size_bytes
-        for stored in self._objects.values():
-            if stored.extent is None:
-                assert self._ranges.size_of(stored.offset) == align(stored.size_bytes), "a range of the node's own"
+        assert {**self.primaries, **self.replicas} == {
+            entry.object: entry for entry in self._objects.values() if entry.offset >= 0}
+        assert all(entry.freed and (entry.busy or entry.held) for entry in self._leaving)
+        for entry in resident:
+            if entry.extent is None:
+                assert self.room.ranges.size_of(entry.offset) == align(entry.size_bytes), "a range of the node's own"
             else:
-                assert stored.extent.objects[stored.offset] is stored
+                assert entry.extent.objects[entry.offset] is entry
+        for entry in self._objects.values():
+            assert entry.offset >= 0 or (entry.digests and not entry.replica), "what is not in memory is on disk"

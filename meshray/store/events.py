@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from meshray.messages.objects import ExtentRefused
+
 
 class SessionGone(msgspec.Struct, frozen=True, gc=False):
     """Event: the session that was at ``route`` has ended; its objects stay, its extents become the node's."""
@@ -66,3 +68,55 @@ class WriteRange(msgspec.Struct, frozen=True, gc=False):
 
     offset: int
     data: Any
+
+
+class RangeReserved(msgspec.Struct, frozen=True, gc=False):
+    """Event between the store's machines: ``object`` has a range of the node's own."""
+
+    object: bytes
+    offset: int
+
+
+class RangeRefused(msgspec.Struct, frozen=True, gc=False):
+    """Event between the store's machines: there was no room for ``object``."""
+
+    object: bytes
+    refused: ExtentRefused
+
+
+class SpillObject(msgspec.Struct, frozen=True, gc=False):
+    """Effect: write the chunks of this range to disk. Answered by ObjectSpilled."""
+
+    object: bytes
+    offset: int
+    size_bytes: int
+
+
+class ObjectSpilled(msgspec.Struct, frozen=True, gc=False):
+    """Event: the object's chunks are on disk under these joined digests, or ``error`` says why not."""
+
+    object: bytes
+    digests: bytes
+    error: str = ""
+
+
+class RestoreObject(msgspec.Struct, frozen=True, gc=False):
+    """Effect: read these chunks from disk into this range. Answered by ObjectRestored."""
+
+    object: bytes
+    offset: int
+    size_bytes: int
+    digests: bytes
+
+
+class ObjectRestored(msgspec.Struct, frozen=True, gc=False):
+    """Event: the range holds the object again, or ``error`` says why not."""
+
+    object: bytes
+    error: str = ""
+
+
+class DropChunks(msgspec.Struct, frozen=True, gc=False):
+    """Effect: these objects need their chunks on disk no more (joined digests, each as often as it was written)."""
+
+    digests: bytes

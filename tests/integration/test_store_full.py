@@ -1,4 +1,4 @@
-"""A store that is too small: a typed error with the numbers, and a store that works on."""
+"""A store that is too small and may not spill: a typed error with the numbers, and a store that works on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True)
 def small_store(fresh):
-    fresh(object_store_memory=64 * MIB)
+    fresh(object_store_memory=64 * MIB, spill_max=0)
 
 
 def test_object_larger_than_the_store():

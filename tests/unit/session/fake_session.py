@@ -47,6 +47,7 @@ class FakeSession:
         self.lineage = SimpleNamespace(escaped=lambda ref: self.escaped.append(ref.binary()))
         self.driving = SimpleNamespace(try_step=self._step, until=self.block_until)
         self.arena = FakeArena()
+        self.pins = FakePins()
         self._seq = 0
 
     def send(self, route: bytes, message: Any) -> bool:
@@ -128,6 +129,23 @@ class FakeSession:
                retryable: bool = False) -> None:
         results = [TaskResult(seq, None, error, retryable) for seq in seqs]
         self.outcomes.finished(f">worker-{lease}".encode(), TasksFinished(results, mean_ns, lease))
+
+
+class FakePins:
+    """Nothing moves unless a test raises ``now``, the generation of every location."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.pinned: list[tuple[int, int]] = []
+
+    def generation(self, offset: int) -> int:
+        return self.now
+
+    def view(self, offset: int, size_bytes: int, generation: int, keep: Any) -> memoryview | None:
+        if generation != self.now:
+            return None
+        self.pinned.append((offset, size_bytes))
+        return memoryview(bytes(size_bytes))
 
 
 class FakeArena:

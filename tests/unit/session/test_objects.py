@@ -5,9 +5,19 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from meshray import config, failures
-from meshray.errors import ObjectLostError
-from meshray.messages.objects import FetchFailed, FetchObject, ObjectFetched, ObjectsFreed, ObjectsSealed, Sealed
+from meshray.errors import ObjectLostError, ObjectStoreFullError
+from meshray.messages.objects import (
+    ExtentRefused,
+    FetchFailed,
+    FetchObject,
+    ObjectFetched,
+    ObjectsFreed,
+    ObjectsSealed,
+    Sealed,
+)
 from meshray.messages.tasks import Location, Value
 from meshray.object_ref import DATA, FAILED, STORED, ObjectRef
 from meshray.session.objects import ARGUMENTS_RETURN
@@ -42,7 +52,7 @@ def test_what_lives_shortly_is_freed_without_a_word_to_the_node() -> None:
     del other
     session.objects.free_dropped()
     session.objects.send_freed()
-    assert list(session.arena.mine) == []
+    assert len(session.arena.mine) == 1, "the first is the node's now, which says when its range is free"
     assert [type(message) for message in session.told] == [ObjectsFreed], "the first outlived a flush"
 
 
@@ -121,13 +131,11 @@ def remote(session: FakeSession) -> ObjectRef:
 def test_a_remote_object_is_fetched_once_and_read_from_the_own_arena(monkeypatch: Any) -> None:
     session: Any = FakeSession()
     ref = remote(session)
-    pinned: list[tuple[int, int]] = []
-    session.arena_file = SimpleNamespace(pin=lambda offset, size_bytes, keep: pinned.append((offset, size_bytes)))
     monkeypatch.setattr(layout, "parse", lambda view: (b"", []))
     session.happens.append(lambda: session.objects.on_fetched(ObjectFetched(ref.binary(), Location("node-1", 0, 100))))
     session.objects._view(ref)
     assert session.told == [FetchObject(ref.binary(), Location("node-2", 64, 100), "ipc://me")]
-    assert pinned == [(0, 100)]
+    assert session.pins.pinned == [(0, 100)]
     assert ref._value.location.node == "node-2", "the first copy is the one that is freed"
 
 
@@ -143,3 +151,38 @@ def test_a_remote_object_that_cannot_be_had_is_lost() -> None:
         raise AssertionError("reading a lost object must raise")
     assert ref._state == FAILED
     assert isinstance(failures.decode(ref._value), ObjectLostError)
+
+
+def test_an_object_that_was_moved_is_asked_for_and_read_where_it_is(monkeypatch: Any) -> None:
+    session: Any = FakeSession()
+    ref = put(session, LARGE)
+    session.references.info_of(ref)
+    session.pins.now = 1
+    monkeypatch.setattr(layout, "parse", lambda view: (b"", []))
+    for offset, generation in ((640, 0), (1280, 1)):
+        moved = ObjectFetched(ref.binary(), Location("node-1", offset, 100, generation))
+        session.happens.append(lambda moved=moved: session.objects.on_fetched(moved))
+    session.objects._view(ref)
+    assert len(session.take_sent(FetchObject)) == 2, "it was moved again before it could be pinned"
+    assert session.pins.pinned == [(1280, 100)]
+
+
+def test_what_the_node_does_not_know_is_read_although_a_neighbour_was_moved(monkeypatch: Any) -> None:
+    session: Any = FakeSession()
+    ref = put(session, LARGE)
+    session.pins.now = 1
+    monkeypatch.setattr(layout, "parse", lambda view: (b"", []))
+    session.objects._view(ref)
+    assert session.take_sent(FetchObject) == [] and len(session.pins.pinned) == 1
+    assert ref._value.location.generation == 1
+
+
+def test_a_store_without_room_for_a_spilled_object_is_an_error_for_now() -> None:
+    session: Any = FakeSession()
+    ref = remote(session)
+    full = ExtentRefused(0, 100, 10, 90, 100, False, 90, 1000, "the disk is full")
+    session.happens.append(lambda: session.objects.on_fetch_failed(FetchFailed(ref.binary(), "full", refused=full)))
+    with pytest.raises(ObjectStoreFullError, match=r"pinned 90 B, on disk 1000 B.*the disk is full") as caught:
+        session.objects.read(ref)
+    assert (caught.value.need_bytes, caught.value.spilled_bytes) == (100, 1000)
+    assert ref._state == STORED, "the next get asks again"

@@ -83,11 +83,11 @@ def test_a_sealed_object_is_found_until_it_is_freed() -> None:
     book.seal(A, b"x", 128)
     assert book.directory.lookup(b"x") == Location("node-1", 128, 1000)
     assert book.directory.describe(5)[0]["owner"] == "owner" and book.directory.objects_of("owner") == [b"x"]
-    assert book.free(A, b"x") == []
+    assert book.free(A, b"x") == [Send(A, RangesFreed([(128, 1000)]))], "what is sealed is the node's to give back"
     assert book.directory.lookup(b"x") is None
 
 
-def test_a_range_freed_by_another_process_goes_back_to_the_lessee() -> None:
+def test_ranges_that_others_free_go_back_to_the_lessee() -> None:
     book = Book()
     book.lease(A)
     book.seal(A, b"x", 128)
@@ -102,7 +102,7 @@ def test_a_free_that_overtakes_the_seal_is_remembered_for_a_while() -> None:
     assert book.seal(A, b"x", 128) == [Send(A, RangesFreed([(128, 1000)]))]
     assert book.directory.lookup(b"x") is None
     book.free(A, b"own")
-    assert book.seal(A, b"own", 128) == []
+    assert book.seal(A, b"own", 128) == [Send(A, RangesFreed([(128, 1000)]))]
     book.free(B, b"y")
     assert book.directory.deadline_ns() is not None
     book.now_ns += config.EARLY_FREE_NS
