@@ -1,8 +1,8 @@
 """One node of a measured cluster, in a process that lives as long as its standard input.
 
 *Shell (processes, files).* ``python -m perf.host_node`` in the network of a host (``perf.host_cluster`` starts it).
-Reads a HostNode in JSON, one line; writes the node's ``node.json`` facts, one line, once it is healthy; ends the node and
-removes its directories when its standard input ends.
+Reads a HostNode in JSON, one line; writes the node's ``node.json`` facts, one line, once it is healthy; ends the node
+and removes its directories when its standard input ends.
 """
 
 from __future__ import annotations

@@ -120,8 +120,8 @@ class NodeSessions:
         job = self._next_job() if request.kind == "driver" else ""
         namespace = request.namespace or f"anonymous-{job}"
         endpoint = str(Via(self._node.node, request.name)) if self._node.settings.network else request.endpoint
-        member = Member(request.name, event.route, request.kind, request.pid, endpoint, job, namespace,
-                        serving=job, pin_slot=slot)
+        member = Member(request.name, event.route, request.kind, request.pid, endpoint, job, namespace, serving=job,
+                        pin_slot=slot)
         self.members[request.name] = member
         joined = self._node.schedule(sched_events.SessionJoined(
             request.name, event.route, request.kind, request.pid, endpoint, job), now_ns)

@@ -131,7 +131,7 @@ class Session:
             state_messages.DescribeSession: self._on_describe,
             state_messages.Description: lambda route, message: self.questions.answered(message),
             state_messages.LogLines: self._on_log_lines,
-            state_messages.Notice: lambda route, message: self.warn(message.text),
+            state_messages.Notice: self._on_notice,
         }
 
     def _watch_node(self, pid: int) -> int:
@@ -360,6 +360,9 @@ class Session:
     def _on_log_lines(self, route: Route, message: state_messages.LogLines) -> None:
         if self.printer is not None:
             self.printer.take(message, self.now_ns)
+
+    def _on_notice(self, route: Route, message: state_messages.Notice) -> None:
+        self.warn(message.text)
 
     def warn(self, text: str) -> None:
         """Tell the user something."""
