@@ -1,17 +1,27 @@
-"""A member of a shard's chain: orders writes, makes them durable, answers, and tells watchers.
+"""A member of a shard's chain: orders writes, makes them durable, hands them down, answers, and tells watchers.
 
-*Pure.* Runs in shard servers (``processes.shard``).
+*Pure.* Runs in shard servers (``gcs.shard_server`` around it, ``processes.shard`` around that).
 
 1. Writes are decided at the head, in the order of their arrival; their entries have dense versions.
-2. Nothing is answered or told before it is durable (``Persisted``), and Persisted comes in the order of ``Persist``.
-3. Reads and watches are served at the tail, from what is durable: nobody sees what a crash could take back.
-4. A Write is done once, however often it is sent (``clients``).
-5. A message of another epoch, or for another role, changes nothing; the sender is told the chain as it is known here.
+2. An entry goes down when it is durable here, so what a successor has is a prefix of what its predecessor has.
+3. What is durable at the tail is committed: the tail answers, tells watchers, and confirms upwards. Nothing is
+   answered or told before it is durable (``Persisted``), and Persisted comes in the order of ``Persist``.
+4. Reads and watches are served at the tail, from what is committed; reads only while no other configuration can have
+   come into being (``gcs.read_lease``).
+5. A Write is done once, however often it is sent (``clients``): the record of it is part of its entry.
+6. A message of another epoch, or for another role, changes nothing. A client is told the chain as it is known here.
+7. A wedged member does nothing for its chain until a configuration of a higher epoch comes.
 
-A member alone is head and tail: what it persisted is committed. With neighbours, an entry goes to the successor where
-``_commit`` stands, and the tail commits.
+What if a member dies? The others learn of it by a new configuration (``gcs.master`` decides it) and ``adopt`` it:
 
-Source: van Renesse and Schneider, OSDI'04 s3.
+- the head died: its successor is the head. What never left the dead one was answered to nobody, and its clients send it
+  again; what they send twice is recognised.
+- a middle died: its successor says where its history ends (Resume), and gets the rest before anything newer.
+- the tail died: all that its predecessor handed down is committed by that, and is answered again.
+
+A member alone is head and tail: what it persisted is committed.
+
+Source: van Renesse and Schneider, OSDI'04 s3; epochs and wedging: van Renesse, Ho and Schiper, OPODIS'12.
 """
 
 from __future__ import annotations
@@ -20,31 +30,36 @@ from collections import deque
 from typing import Any
 
 from meshray.gcs import limits
-from meshray.gcs.clients import Clients, Verdict
+from meshray.gcs.clients import Clients
+from meshray.gcs.downstream import Downstream, batches
+from meshray.gcs.head import Head
 from meshray.gcs.log import Committed, Entry, Persist, Persisted, Recovered, SweepReaders
-from meshray.gcs.rows import Rows, fault
-from meshray.gcs.tables import TABLES
-from meshray.gcs.watches import Watches
-from meshray.machine import Received, Send, Stop, Tick, Undeliverable
+from meshray.gcs.rows import Rows
+from meshray.gcs.tail import Tail
+from meshray.machine import Connect, Received, Send, Tick, Undeliverable
 from meshray.messages.base import Message
+from meshray.messages.chain import (
+    AskReadLease,
+    Extend,
+    Extended,
+    Fed,
+    JoinChain,
+    ReadLeaseGiven,
+    Resume,
+    Undelivered,
+    Wedge,
+)
 from meshray.messages.gcs import (
     CloseClient,
-    DescribeShard,
     Read,
-    ReadAnswered,
-    Row,
     Scan,
-    Scanned,
-    ShardDescribed,
     Unwatch,
     Watch,
-    WatchLost,
     Write,
-    WriteRefused,
     Written,
     WrongEpoch,
 )
-from meshray.messages.node import Leave, Ping, Pong, Shard
+from meshray.messages.node import Shard
 
 
 class WrongChain(ValueError):
@@ -62,31 +77,39 @@ class ChainMember:
         if shard.epoch < recovered.epoch:
             raise WrongChain(f"{name} was told epoch {shard.epoch}, but its disk has seen epoch {recovered.epoch}: "
                              "use the present configuration, or another directory")
-        if len(members) > 1:
-            raise WrongChain(f"a chain of {len(members)} members is not possible: name one member for each shard")
         self.name = name
-        self.shard = shard
-        self._place = members.index(name)
+        self.wedged = False
+        self._take_place(shard)
         self._committed = committed
-        self._version = recovered.version
-        self._rows = Rows(committed)
-        self._clients = Clients(recovered.clients, now_ns)
-        self._watches = Watches(committed)
-        self._waiting: deque[tuple[Entry, bytes]] = deque()
-        """Entries on their way to the disk, each with the route of who asked."""
+        self._decided = self.version = self._settled = recovered.version
+        """The last version that was decided or handed down, that is durable here, that is known to be committed."""
+        self.clients = Clients(recovered.clients, now_ns)
+        self._head = Head(name, Rows(committed), self.clients)
+        self.tail = Tail(committed, self.clients, now_ns)
+        self.tail.begin(shard.epoch, self.others, now_ns)
+        self._waiting: deque[Entry] = deque()
+        """Entries on their way to the disk."""
+        self._newer: Shard | None = None
+        """A configuration that waits for them."""
+        self.downstream = Downstream()
+        self._resume_ns = self.adopted_ns = now_ns
         self._housekeeping_ns = now_ns + limits.HOUSEKEEPING_NS
-        counted = ("writes", "ops", "repeated", "wrong_epoch", "reads", "scans", "changed", "unknown")
-        self._counts = dict.fromkeys(counted, 0)
+        self._counts = dict.fromkeys(("wrong_epoch", "unknown", "resent"), 0)
 
-    @property
-    def is_head(self) -> bool:
-        """Whether writes enter here."""
-        return self._place == 0
+    # --- who this is ---------------------------------------------------------------------------------------------
 
-    @property
-    def is_tail(self) -> bool:
-        """Whether this member commits, answers and serves reads."""
-        return self._place == len(self.shard.members) - 1
+    def _take_place(self, shard: Shard) -> None:
+        """Be where ``shard`` says."""
+        names = [name for name, _ in shard.members]
+        place = names.index(self.name)
+        self.shard = shard
+        self.is_head, self.is_tail = place == 0, place == len(names) - 1
+        self.predecessor = "" if self.is_head else names[place - 1]
+        self.successor = "" if self.is_tail else names[place + 1]
+        self.others = [name for name in names if name != self.name]
+        self._reach: int | None = None if self.predecessor else 0
+        """What must be durable here before reads are served: what the predecessor had at the start of this epoch.
+        None: it has not said so yet."""
 
     @property
     def role(self) -> str:
@@ -94,39 +117,57 @@ class ChainMember:
         return {(True, True): "alone", (True, False): "head", (False, True): "tail"}.get(
             (self.is_head, self.is_tail), "middle")
 
+    @property
+    def in_step(self) -> bool:
+        """Whether this member has everything that was committed before its configuration."""
+        return self._reach is not None and self.version >= self._reach
+
+    # --- machine -------------------------------------------------------------------------------------------------
+
     def handle(self, event: Any, now_ns: int) -> list[Any]:
         """Take one event, return its effects in order."""
         match event:
             case Received(route=route, message=message):
                 return self._received(route, message, now_ns)
             case Persisted(count=count):
-                return self._persisted(count)
+                return self._persisted(count, now_ns)
             case Tick():
                 return self._tick(now_ns)
-            case Undeliverable(route=route):
-                self._watches.drop_route(route)
-                return []
+            case Undeliverable(route=route, message=message):
+                return self._undeliverable(route, message)
             case _:
                 raise AssertionError(f"not an event of a chain member: {event!r}")
 
     def deadline_ns(self) -> int:
         """When ``Tick`` is due next."""
-        return self._housekeeping_ns
+        due_ns = self._housekeeping_ns
+        if self.wedged:
+            return due_ns
+        if self.downstream:
+            due_ns = min(due_ns, self.downstream.due_ns)
+        if self._reach is None:
+            due_ns = min(due_ns, self._resume_ns)
+        tail_ns = self.tail.deadline_ns() if self.is_tail else None
+        return due_ns if tail_ns is None else min(due_ns, tail_ns)
 
     def check(self) -> None:
         """Assert every invariant."""
-        version = self._version
-        for entry, _ in reversed(self._waiting):
+        version = self._decided
+        for entry in reversed(self._waiting):
             assert entry.last == version
             version = entry.version - 1
-        assert bool(self._waiting) or not self._rows.staged()
-        self._clients.check()
-        self._watches.check()
+        assert version == self.version
+        assert bool(self._waiting) or not self._head.rows.staged()
+        assert not (self.is_tail and self.downstream) or self.wedged
+        self.downstream.check(self.version)
+        self.clients.check()
+        self.tail.watches.check()
 
     def statistics(self) -> dict[str, int]:
         """Return counters and sizes."""
-        return {**self._counts, "version": self._version, "waiting": len(self._waiting), "clients": len(self._clients),
-                "watches": len(self._watches), "epoch": self.shard.epoch}
+        return {**self._counts, **self._head.counts, **self.tail.counts, "version": self._decided,
+                "waiting": len(self._waiting), "sent": len(self.downstream), "clients": len(self.clients),
+                "watches": len(self.tail.watches), "epoch": self.shard.epoch}
 
     def _received(self, route: bytes, message: Message, now_ns: int) -> list[Any]:
         match message:
@@ -135,121 +176,221 @@ class ChainMember:
                 if message.epoch != self.shard.epoch or not (self.is_head if for_head else self.is_tail):
                     self._counts["wrong_epoch"] += 1
                     return [Send(route, WrongEpoch(self.shard))]
-                return self._serve(route, message, now_ns)
+                return [] if self.wedged else self._serve(route, message, now_ns)
+            case Extend():
+                return self._extend(route, message, now_ns)
+            case Extended():
+                return self._extended(route, message, now_ns)
+            case Resume():
+                return self._resume(route, message)
+            case AskReadLease(epoch=epoch, stamp_ns=stamp_ns):
+                if epoch != self.shard.epoch or self.is_idle:
+                    return []
+                self.tail.lease.give(now_ns)
+                return [Send(route, ReadLeaseGiven(epoch, stamp_ns))]
+            case ReadLeaseGiven(epoch=epoch, stamp_ns=stamp_ns) if epoch == self.shard.epoch and self.is_tail:
+                self.tail.lease.given_to_us(route.removeprefix(b">").decode(errors="replace"), stamp_ns, now_ns)
+                return self._serve_held(now_ns) if self.tail.held and now_ns < self.tail.lease.until_ns else []
+            case JoinChain():
+                serves = self.is_tail and self.in_step and not self.is_idle
+                return self.tail.join(route, message, self.version, now_ns) if serves else []
+            case Fed(life=life, number=number):
+                serves = self.is_tail and not self.is_idle
+                return self.tail.feed(life, number, self.version, now_ns) if serves else []
             case Unwatch(watch=watch):
-                self._watches.unwatch(route, watch)
-            case Ping(cookie=cookie):
-                return [Send(route, Pong(cookie))]
-            case DescribeShard(cookie=cookie):
-                return [Send(route, self._describe(cookie))]
-            case Leave(reason=reason):
-                return [Stop(reason)]
+                self.tail.watches.unwatch(route, watch)
             case _:
                 self._counts["unknown"] += 1
         return []
+
+    # --- clients -------------------------------------------------------------------------------------------------
 
     def _serve(self, route: bytes, message: Write | CloseClient | Read | Scan | Watch, now_ns: int) -> list[Any]:
         """Do what a message of the right epoch asks of the right member."""
         match message:
             case Write():
-                return self._write(route, message, now_ns)
+                decided = self._head.decide(route, message, self._decided + 1, now_ns)
+                return self._append(decided, now_ns) if isinstance(decided, Entry) else decided
             case CloseClient(client=client):
-                self._clients.close(client, now_ns)
+                self.clients.close(client, now_ns)
                 return []
-            case Read():
-                return [Send(route, self._read(message))]
-            case Scan(table=table, prefix=prefix, after=after):
-                self._counts["scans"] += 1
-                limit = max(1, min(message.limit, limits.SCAN_ROWS_MAX))
-                return [Send(route, Scanned(message.cookie, *self._committed.scan(table, prefix, after, limit)))]
-            case Watch():
-                if message.table not in TABLES:
-                    reason = f"there is no table {message.table!r}"
-                    return [Send(route, WatchLost(message.watch, message.stream, reason))]
-                return list(self._watches.watch(route, message, now_ns))
+            case _:
+                return self.tail.serve(route, message, self.in_step, now_ns)
 
-    def _write(self, route: bytes, message: Write, now_ns: int) -> list[Any]:
-        """Decide a Write that was not seen before; answer one that was."""
-        client, sequence, ops = message.client, message.sequence, message.ops
-        reason = _write_fault(message)
-        verdict = self._clients.judge(client, sequence, now_ns) if reason is None else None
-        if verdict is Verdict.CROWDED:
-            reason = f"shard {self.name} already remembers {len(self._clients)} clients: close some, or use more shards"
-        if reason is not None:
-            return [Send(route, WriteRefused(sequence, reason))]
-        if verdict is not Verdict.NEW:
-            self._counts["repeated"] += 1
-            return [Send(route, verdict)] if isinstance(verdict, Written) else []
-        version = self._version + 1
-        changes, refused = self._rows.decide(ops, version)
-        self._version += len(ops)
-        self._clients.admit(client, sequence, now_ns)
-        self._counts["writes"] += 1
-        self._counts["ops"] += len(ops)
-        return self._append(Entry(version, len(ops), client, sequence, changes, refused), route)
+    def _serve_held(self, now_ns: int) -> list[Any]:
+        """What could not be answered before can be now, perhaps."""
+        return [effect for route, message in self.tail.take_held()
+                for effect in self._received(route, message, now_ns)]
 
-    def _append(self, entry: Entry, route: bytes) -> list[Any]:
-        self._waiting.append((entry, route))
+    def _undeliverable(self, route: bytes, message: Message) -> list[Any]:
+        """Nobody is at ``route``. The head has a dialog with whoever wrote, so it can say what the tail cannot."""
+        self.tail.watches.drop_route(route)
+        if isinstance(message, Written) and self.is_tail and self.predecessor:
+            answer = Undelivered(route, message.sequence, message.version, message.refused)
+            return [_to(self.predecessor, Extended(self.shard.epoch, self.version, (answer,)))]
+        return []
+
+    # --- entries, from the head to the tail ----------------------------------------------------------------------
+
+    def _append(self, entry: Entry, now_ns: int) -> list[Any]:
+        self._decided = entry.last
+        if entry.client:
+            self.clients.admit(entry.client, entry.sequence, now_ns)
+        self._waiting.append(entry)
         return [Persist(entry, self.shard.epoch)]
 
-    def _persisted(self, count: int) -> list[Any]:
-        """The first ``count`` waiting entries are durable."""
-        effects: list[Any] = []
-        for _ in range(count):
-            entry, route = self._waiting.popleft()
-            self._rows.settle(entry.rows)
-            self._clients.settle(entry)
-            effects += self._commit(entry, route)
+    def _extend(self, route: bytes, message: Extend, now_ns: int) -> list[Any]:
+        """The predecessor hands down entries; those that are known already are passed over."""
+        if message.epoch != self.shard.epoch or self.is_idle or route != self.predecessor.encode():
+            return []
+        if message.after > self._decided:
+            return self._ask_predecessor(now_ns)
+        effects = []
+        for entry in message.entries:
+            if entry.version == self._decided + 1:
+                effects += self._append(entry, now_ns)
+        if self._decided < message.version:
+            return [*effects, *self._ask_predecessor(now_ns)]
+        if self._reach is None:
+            self._reach = message.version
+            effects += [] if self._waiting else self._serve_held(now_ns)
+        if not message.entries:
+            effects.append(_to(self.predecessor, Extended(self.shard.epoch, self._settled)))
         return effects
 
-    def _commit(self, entry: Entry, route: bytes) -> list[Any]:
-        """Every member of the chain has the entry: answer, and tell the watchers."""
+    def _ask_predecessor(self, now_ns: int) -> list[Any]:
+        """Something is missing here: ask for it, but not for every message that shows it."""
+        if now_ns < self._resume_ns:
+            return []
+        self._resume_ns = now_ns + limits.CHAIN_RESEND_NS // 4
+        return [_to(self.predecessor, Resume(self.shard.epoch, self._decided))]
+
+    def _resume(self, route: bytes, message: Resume) -> list[Any]:
+        if message.epoch != self.shard.epoch or self.is_idle or route != self.successor.encode():
+            return []
+        self._counts["resent"] += 1
+        sends = self.downstream.after(self.shard.epoch, message.version, self.version)
+        return [_to(self.successor, extend) for extend in sends]
+
+    def _persisted(self, count: int, now_ns: int) -> list[Any]:
+        """The first ``count`` waiting entries are durable."""
+        entries = [self._waiting.popleft() for _ in range(count)]
+        if not entries:
+            return []
+        after, self.version = self.version, entries[-1].last
+        if self._head.rows.staged():
+            for entry in entries:
+                self._head.rows.settle(entry.rows)
         effects: list[Any] = []
-        if entry.client:
-            effects.append(Send(route, Written(entry.sequence, entry.version, entry.refused)))
-        told = self._watches.feed(entry.rows)
-        self._counts["changed"] += len(told)
-        return effects + told
+        if self.is_tail and not self.wedged:
+            effects += self._commit(entries, now_ns)
+        else:
+            self.downstream.add(entries, now_ns)
+            if not self.wedged:
+                sends = batches(self.shard.epoch, entries, after, self.version)
+                effects += [_to(self.successor, extend) for extend in sends]
+        if self._newer is not None and not self._waiting:
+            newer, self._newer = self._newer, None
+            return effects + self.adopt(newer, now_ns)
+        return effects + (self._serve_held(now_ns) if self.tail.held and self.in_step else [])
 
-    def _read(self, message: Read) -> ReadAnswered:
-        self._counts["reads"] += 1
-        rows: list[Row] = []
-        room_bytes = limits.ANSWER_BYTES_MAX
-        for table, key in message.keys[: limits.READ_KEYS_MAX]:
-            found = self._committed.get(table, key)
-            rows.append(Row(key, *found) if found else Row(key))
-            room_bytes -= len(found[1]) if found else 0
-            if room_bytes < 0:
-                break
-        return ReadAnswered(message.cookie, rows)
+    def _commit(self, entries: list[Entry], now_ns: int) -> list[Any]:
+        """Every member of the chain has these: answer, tell the watchers, and confirm upwards."""
+        effects: list[Any] = []
+        for entry in entries:
+            self._settle(entry)
+            if entry.client:
+                effects.append(Send(entry.route, Written(entry.sequence, entry.version, entry.refused)))
+        effects += self.tail.committed(entries, now_ns)
+        if self.predecessor:
+            effects.append(_to(self.predecessor, Extended(self.shard.epoch, self.version)))
+        return effects
 
-    def _describe(self, cookie: int) -> ShardDescribed:
-        facts = self._committed.facts()
-        return ShardDescribed(
-            cookie, self.name, self.role, self.shard, self._version, facts.rows, facts.used_bytes, facts.file_bytes,
-            facts.map_bytes, facts.durability, len(self._clients), len(self._watches),
-        )
+    def _settle(self, entry: Entry) -> None:
+        """It is committed. A tail that got a successor hears that of some entries twice."""
+        if entry.last > self._settled:
+            self._settled = entry.last
+            self.clients.settle(entry)
+
+    def _extended(self, route: bytes, message: Extended, now_ns: int) -> list[Any]:
+        """The tail has everything up to ``committed``."""
+        if message.epoch != self.shard.epoch or self.is_idle or route != self.successor.encode():
+            return []
+        for entry in self.downstream.confirm(message.committed, now_ns):
+            self._settle(entry)
+        if self.predecessor:
+            return [_to(self.predecessor, message)]
+        return [Send(answer.route, Written(answer.sequence, answer.version, answer.refused))
+                for answer in message.undelivered]
+
+    # --- configurations ------------------------------------------------------------------------------------------
+
+    def wedge(self, message: Wedge, now_ns: int) -> int | None:
+        """Do nothing more in this epoch; return how long the tail may still trust what this member promised it. None:
+        the message is of another epoch."""
+        if message.epoch != self.shard.epoch or self._newer:
+            return None
+        self.wedged = True
+        return self.tail.lease.left_ns(now_ns)
+
+    def adopt(self, shard: Shard, now_ns: int) -> list[Any]:
+        """Go on in a newer configuration that names this member."""
+        if shard.epoch <= self.shard.epoch or (self._newer is not None and shard.epoch <= self._newer.epoch):
+            return []
+        if self._waiting:
+            self._newer = shard
+            return []
+        self.wedged = False
+        self._take_place(shard)
+        self._resume_ns = self.adopted_ns = now_ns
+        self.tail.begin(shard.epoch, self.others, now_ns)
+        effects = self.begin(now_ns)
+        if self.is_tail:
+            effects += self._commit(self.downstream.take_all(), now_ns)
+            effects += self.tail.ask_lease(now_ns)
+        else:
+            farewells, lacking = self.tail.retire()
+            self.downstream.put_first(lacking)
+            effects += farewells + self._poke(now_ns)
+        return effects + self._serve_held(now_ns)
+
+    def begin(self, now_ns: int) -> list[Any]:
+        """Return the effects of this member's first moment in its present place."""
+        connects = [Connect(name, endpoint) for name, endpoint in self.shard.members if name != self.name]
+        return [*connects, *(self._ask_predecessor(now_ns) if self.predecessor else ())]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether this member does nothing in its epoch: it was wedged, or knows the next one."""
+        return self.wedged or self._newer is not None
+
+    def _poke(self, now_ns: int) -> list[Any]:
+        """Say to the successor what it should have, so that it asks for what it has not."""
+        self.downstream.due_ns = now_ns + limits.CHAIN_RESEND_NS
+        return [_to(self.successor, Extend(self.shard.epoch, self.version, self.version, []))]
+
+    # --- time ----------------------------------------------------------------------------------------------------
 
     def _tick(self, now_ns: int) -> list[Any]:
-        """Housekeeping: forget the clients and watches that are silent."""
-        if now_ns < self._housekeeping_ns:
-            return []
+        effects: list[Any] = []
+        if not self.wedged:
+            if self.is_tail:
+                effects += self.tail.tick(now_ns)
+            if self.downstream and now_ns >= self.downstream.due_ns:
+                effects += self._poke(now_ns)
+            if self._reach is None:
+                effects += self._ask_predecessor(now_ns)
+        return effects + (self._housekeeping(now_ns) if now_ns >= self._housekeeping_ns else [])
+
+    def _housekeeping(self, now_ns: int) -> list[Any]:
+        """Forget the clients and watches that are silent."""
         self._housekeeping_ns = now_ns + limits.HOUSEKEEPING_NS
-        effects: list[Any] = [SweepReaders(), *self._watches.expire(now_ns)]
-        silent = self._clients.silent(now_ns) if self.is_head else ()
+        effects: list[Any] = [SweepReaders(), *self.tail.watches.expire(now_ns)]
+        silent = self.clients.silent(now_ns) if self.is_head and not self.wedged else ()
         if silent:
-            effects += self._append(Entry(self._version + 1, 0, "", 0, [], [], silent), b"")
+            effects += self._append(Entry(self._decided + 1, 1, "", 0, [], [], silent), now_ns)
         return effects
 
 
-def _write_fault(message: Write) -> str | None:
-    """Return why this Write can never be done, or None."""
-    if not 0 < len(message.client.encode()) <= limits.KEY_BYTES_MAX or message.sequence < 1:
-        return "a Write needs a client name of 1 to 510 bytes and a sequence from 1 on"
-    if not 0 < len(message.ops) <= limits.WRITE_OPS_MAX:
-        return f"a Write of {len(message.ops)} operations: 1 to {limits.WRITE_OPS_MAX} are possible"
-    for op in message.ops:
-        reason = fault(op)
-        if reason is not None:
-            return reason
-    return None
+def _to(name: str, message: Message) -> Send:
+    return Send(b">" + name.encode(), message)

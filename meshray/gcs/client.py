@@ -196,7 +196,7 @@ class GcsClient:
                 return self._subscriptions.received(link, route, message, now_ns)
             case WrongEpoch(shard=shard):
                 newer = link.adopt(shard)
-                self._retry(link, now_ns if newer else now_ns + limits.RETRY_NS)
+                self._retry(link, now_ns if newer else now_ns + limits.RETRY_NS, newer=newer)
                 return [*link.connect(), *(self._tick(now_ns) if newer else ())]
             case _:
                 return []
@@ -237,11 +237,12 @@ class GcsClient:
             if type(effect) is Answered:
                 self._requests.pop(effect.request, None)
 
-    def _retry(self, link: Link, due_ns: int) -> None:
-        """Whatever this shard has not answered is sent again at ``due_ns``."""
-        self._writers[self._links.index(link)].retry(due_ns)
-        self._reader.retry(link, due_ns)
-        self._subscriptions.retry(link, due_ns)
+    def _retry(self, link: Link, due_ns: int, *, newer: bool = False) -> None:
+        """Whatever this shard has not answered is sent again at ``due_ns``; to a ``newer`` chain as for the first
+        time."""
+        self._writers[self._links.index(link)].retry(due_ns, newer=newer)
+        self._reader.retry(link, due_ns, newer=newer)
+        self._subscriptions.retry(link, due_ns, newer=newer)
         self._wake(due_ns)
 
     def _wake(self, due_ns: int) -> None:

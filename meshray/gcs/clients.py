@@ -4,7 +4,8 @@
 
 1. A client has one Write on the way: its next sequence tells that it has the answer to the one before, so one record
    for each client is enough.
-2. A record changes when its entry is durable, in the same transaction; it is part of the replicated state.
+2. A record goes to the disk with its entry, in one transaction, and is part of the replicated state. It answers for its
+   Write once the entry is committed.
 3. A client is forgotten only when it has been silent for so long that nothing it sent can still arrive; how long is
    counted from the start of this process, as the clock of an earlier one means nothing here.
 
@@ -25,7 +26,7 @@ class Verdict(Enum):
 
     NEW = 0
     WAITING = 1
-    """It was decided, and is answered when it is durable."""
+    """It was decided, and is answered when it is committed."""
     OUTDATED = 2
     """A copy of one whose answer its client has."""
     CROWDED = 3
@@ -39,7 +40,7 @@ class Clients:
         self._records = dict(recovered)
         self._heard_ns = dict.fromkeys(recovered, now_ns)
         self._waiting: dict[str, int] = {}
-        """Writes that were decided and are not yet durable, the latest of each client."""
+        """Writes that were decided and are not yet committed, the latest of each client."""
 
     def judge(self, client: str, sequence: int, now_ns: int) -> Verdict | Written:
         """Say what a Write is; one that was done before is answered with what was answered then."""
@@ -63,7 +64,7 @@ class Clients:
         self._heard_ns[client] = now_ns
 
     def settle(self, entry: Entry) -> None:
-        """This entry is durable."""
+        """This entry is committed."""
         if entry.client:
             self._records[entry.client] = ClientRecord(entry.sequence, entry.version, entry.refused)
             if self._waiting.get(entry.client) == entry.sequence:
@@ -71,6 +72,15 @@ class Clients:
         for client in entry.forgotten:
             if client not in self._waiting:
                 self._records.pop(client, None)
+                self._heard_ns.pop(client, None)
+
+    def names(self) -> list[str]:
+        """Return the clients that have a record."""
+        return list(self._records)
+
+    def record(self, client: str) -> ClientRecord | None:
+        """Return the record of a client."""
+        return self._records.get(client)
 
     def close(self, client: str, now_ns: int) -> None:
         """The client will not write again: forget it soon."""

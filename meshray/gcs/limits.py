@@ -84,3 +84,69 @@ KEY_PART_BYTES_MAX = 250
 
 DEDUP_BYTES_MAX = 64 * KIB
 """Bytes of refused rows that an answer may carry, as it is kept for repetition; beyond it values are left out."""
+
+EXTEND_BYTES_MAX = 16 * MIB
+"""Bytes of rows in one message to a successor; a sixteenth of the largest frame, as one more entry may be added."""
+
+CHAIN_RESEND_NS = 100 * MILLISECOND_NS
+"""A member whose successor has confirmed nothing for so long asks it what it has. ZeroMQ loses a message only with its
+connection, so this is rarely more than a question."""
+
+HEARTBEAT_NS = 150 * MILLISECOND_NS
+"""How often a server of the control store tells the masters that it lives. A process that was killed is known by its
+node at once; this is for those that were stopped, and for whole machines."""
+
+SUSPECT_NS = 3 * HEARTBEAT_NS
+"""A member that was silent this long is replaced. Being wrong costs one join; see ``gcs.master`` for why it is safe."""
+
+READ_LEASE_NS = 400 * MILLISECOND_NS
+"""How long the tail may answer reads after it asked the other members; below SUSPECT_NS, so that whoever replaces a
+silent tail seldom has to wait for it."""
+
+READ_LEASE_GIVEN_NS = 420 * MILLISECOND_NS
+"""The same as its giver counts it: 5 % longer, far above what clocks of two machines differ in their rate."""
+
+READ_LEASE_ASK_NS = 100 * MILLISECOND_NS
+"""How often the tail asks: three answers may be lost or late before a read waits."""
+
+HELD_READS_MAX = 1_000
+"""Reads that wait at a tail without a lease; those beyond are asked again by their clients."""
+
+SNAPSHOT_CHUNK_ROWS = 500
+"""Rows in one piece of a snapshot: reading them takes the tail half a millisecond."""
+
+SNAPSHOT_CREDIT = 8
+"""Messages that a joiner may not have confirmed yet before the tail sends no further pieces of a snapshot."""
+
+FEED_BYTES_MAX = 256 * MIB
+"""New entries that the tail keeps for a joiner; one that is further behind has to begin again."""
+
+FEED_RESEND_NS = 200 * MILLISECOND_NS
+"""A joiner that confirmed nothing for so long is sent again what it lacks."""
+
+JOIN_RETRY_NS = 1 * SECOND_NS
+"""A joiner that hears nothing from the tail begins again after this."""
+
+PROPOSE_NS = 100 * MILLISECOND_NS
+"""A ballot that a majority of acceptors has not answered by then is given up for a higher one."""
+
+STAGGER_NS = 60 * MILLISECOND_NS
+"""How much longer the second master waits before it acts on what the first one should have seen, and so on: so that
+they do not outbid each other."""
+
+FOLLOWERS_MAX = 100_000
+"""Clients that a server tells of a new chain."""
+
+RESTART_PATIENCE_NS = 2 * SECOND_NS
+"""When every member of a chain was killed, how long a master waits for the others to come back before it lets the best
+of those that did continue alone."""
+
+ACCEPTORS = 3
+"""Acceptors of the configuration register: one may be lost."""
+
+ACCEPTOR_SILENT_NS = 10 * SECOND_NS
+"""An acceptor that was silent this long is exchanged, if there is another server to take its place."""
+
+STUCK_NS = 1 * SECOND_NS
+"""A member whose successor confirms nothing for so long says so: the two may be unable to reach each other, though both
+reach the masters."""

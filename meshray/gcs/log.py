@@ -14,37 +14,20 @@ from typing import Protocol
 
 import msgspec
 
-from meshray.messages.base import Part
-from meshray.messages.gcs import Refusal, Row
+from meshray.messages.base import Message, Part
+from meshray.messages.chain import Ballot, ClientRecord, Configuration, Entry, RowChange
+from meshray.messages.gcs import Row
 
-RowChange = tuple[str, bytes, int, bytes | None]
-"""(table, key, version, value); value None removes the row. A tuple, because a struct per row costs twice as much."""
+__all__ = ["ClientRecord", "Entry", "RowChange"]
 
+class Vote(Part):
+    """What an acceptor must not forget: the ballot it promised, and the value it accepted with its ballot. ``votes``
+    is false on a disk that is new: what the acceptor of that name once promised may have been lost with another."""
 
-class Entry(Part):
-    """One step of a shard's history: ``count`` operations from ``version`` on, asked for by ``client`` as its Write
-    ``sequence``. Without a client it only forgets the clients in ``forgotten``."""
-
-    version: int
-    count: int
-    client: str
-    sequence: int
-    rows: list[RowChange]
-    refused: list[Refusal]
-    forgotten: tuple[str, ...] = ()
-
-    @property
-    def last(self) -> int:
-        """The last version that this entry uses."""
-        return self.version + self.count - 1
-
-
-class ClientRecord(Part):
-    """The last Write of a client that was done, and its answer."""
-
-    sequence: int
-    version: int
-    refused: list[Refusal]
+    promised: Ballot = (0, "")
+    accepted: Ballot = (0, "")
+    value: Configuration | None = None
+    votes: bool = False
 
 
 class Persist(msgspec.Struct, frozen=True, gc=False):
@@ -60,6 +43,31 @@ class Persisted(msgspec.Struct, frozen=True, gc=False):
     count: int
 
 
+class WipeDisk(msgspec.Struct, frozen=True, gc=False):
+    """Effect: remove every row and client from the disk before what is persisted next, and mark it as having holes."""
+
+
+class MarkWhole(msgspec.Struct, frozen=True, gc=False):
+    """Effect: what is on the disk has no holes (any more), as of ``epoch``."""
+
+    epoch: int
+
+
+class KeepVote(msgspec.Struct, frozen=True, gc=False):
+    """Effect: make an acceptor's state durable, synced, before anything else is sent."""
+
+    vote: Vote
+
+
+class SendUnderLease(msgspec.Struct, frozen=True, gc=False):
+    """Effect: look at the clock, and send only if it is before ``until_ns``. The answer to a read was taken from the
+    disk before that look, so that it holds at that moment, however long this process was stopped in between."""
+
+    to: bytes
+    message: Message
+    until_ns: int
+
+
 class SweepReaders(msgspec.Struct, frozen=True, gc=False):
     """Effect: free what readers that died still hold on the disk."""
 
@@ -70,6 +78,8 @@ class Recovered(msgspec.Struct, frozen=True):
     epoch: int = 0
     version: int = 0
     clients: dict[str, ClientRecord] = {}
+    whole: bool = False
+    """Whether there was something, and without holes: not a snapshot that was still coming."""
 
 
 class Facts(msgspec.Struct, frozen=True):

@@ -82,11 +82,13 @@ class Reader:
         del request.results[request.limit :]
         return request.end()
 
-    def retry(self, link: Link, due_ns: int) -> None:
-        """Ask this shard again at ``due_ns``."""
+    def retry(self, link: Link, due_ns: int, *, newer: bool) -> None:
+        """Ask this shard again at ``due_ns``; as for the first time if its chain is ``newer``."""
         for ask in self._asks.values():
             if ask.link is link:
                 ask.due_ns = min(ask.due_ns, due_ns)
+                if newer:
+                    ask.attempt = -1
 
     def tick(self, now_ns: int) -> list[Any]:
         """Drop what nobody waits for, ask again what is due."""

@@ -14,7 +14,8 @@ import msgspec
 
 from meshray.gcs import limits
 from meshray.gcs.tables import AnyRow, decode
-from meshray.machine import Connect
+from meshray.machine import Connect, Send
+from meshray.messages.chain import FollowShard
 from meshray.messages.node import Shard
 
 
@@ -108,13 +109,17 @@ class Link:
         """Return the route for everything else."""
         return self._route(-1 - max(0, attempt - 1))
 
-    def connect(self) -> list[Connect]:
-        """Return the effects that make all members' routes valid; nothing when they are."""
+    def connect(self) -> list[Any]:
+        """Return the effects that make all members' routes valid, and let those of a chain that may change tell us when
+        it does; nothing when that was done."""
         if self._connected.issuperset(self.shard.members):
             return []
         new = [member for member in self.shard.members if member not in self._connected]
         self._connected.update(new)
-        return [Connect(name, endpoint) for name, endpoint in new]
+        effects: list[Any] = [Connect(name, endpoint) for name, endpoint in new]
+        if len(self._connected) > 1:
+            effects += [Send(b">" + name.encode(), FollowShard(self.shard.epoch)) for name, _ in new]
+        return effects
 
     def adopt(self, shard: Shard) -> bool:
         """Take over a newer configuration; return whether it is one."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from meshray.gcs import limits
 from meshray.gcs.log import Committed, RowChange
 from meshray.gcs.tables import TABLES
-from meshray.messages.gcs import COMPARE_AND_SET, DELETE, PUT, PUT_IF_ABSENT, Op, Refusal
+from meshray.messages.gcs import COMPARE_AND_SET, DELETE, PUT, PUT_IF_ABSENT, Op, Refusal, Write
 
 _TABLES = frozenset(TABLES)
 
@@ -89,3 +89,16 @@ def _wanted(op: Op, present: int) -> bool:
     if op.kind == COMPARE_AND_SET:
         return present == op.version
     return op.version in (0, present)
+
+
+def write_fault(message: Write) -> str | None:
+    """Return why this Write can never be done, or None."""
+    if not 0 < len(message.client.encode()) <= limits.KEY_BYTES_MAX or message.sequence < 1:
+        return "a Write needs a client name of 1 to 510 bytes and a sequence from 1 on"
+    if not 0 < len(message.ops) <= limits.WRITE_OPS_MAX:
+        return f"a Write of {len(message.ops)} operations: 1 to {limits.WRITE_OPS_MAX} are possible"
+    for op in message.ops:
+        reason = fault(op)
+        if reason is not None:
+            return reason
+    return None

@@ -5,7 +5,9 @@
 1. One environment for each process, opened after the fork, in a directory (0700) that one process has at a time.
 2. All that a turn persists is one transaction: rows, client records, version and epoch are there together or not at
    all.
-3. A failed commit ends the process (``StorageFailed``): what the environment then holds is found out by opening it
+3. An acceptor's votes lie in an environment of their own, in ``register/``, which is synced at every commit whatever
+   the durability of the rows: syncing a large one because of a small vote would stop the shard meanwhile.
+4. A failed commit ends the process (``StorageFailed``): what the environment then holds is found out by opening it
    again.
 
 Durability: ``fsync`` syncs data and meta page at every commit; what was answered survives the power failing.
@@ -27,11 +29,24 @@ import lmdb
 import msgspec
 
 from meshray.gcs import limits
-from meshray.gcs.log import ClientRecord, Entry, Facts, Persist, Persisted, Recovered
+from meshray.gcs.log import (
+    ClientRecord,
+    Entry,
+    Facts,
+    KeepVote,
+    MarkWhole,
+    Persist,
+    Persisted,
+    Recovered,
+    Vote,
+    WipeDisk,
+)
 from meshray.gcs.tables import TABLES
 from meshray.messages.gcs import Row
 
 FORMAT = b"meshray gcs 1"
+VOTES_MAP_BYTES = 16 * 1024 * 1024
+"""Map of the votes' environment: one configuration of at most 64 shards, some kilobytes each, and free pages."""
 NETWORK_FILE_SYSTEMS = frozenset((
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "glusterfs", "gpfs", "beegfs", "fuse.sshfs",
     "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone",
@@ -41,6 +56,8 @@ Packed = dict[bytes, bytes | None]
 """Key -> version and value as they lie on the disk; None removes the key."""
 _CLIENTS = b"_clients"
 _META = b"_meta"
+_HOLES = b"holes"
+_WRITES = frozenset((Persist, WipeDisk, MarkWhole, KeepVote))
 
 
 class StorageUnusable(OSError):
@@ -54,9 +71,10 @@ class StorageFailed(OSError):
 class Storage:
     """A member's disk. Use it in the process that opened it, from one thread."""
 
-    def __init__(self, directory: str, *, durability: str = "fsync", map_bytes: int = limits.MAP_BYTES) -> None:
-        """Open or make the environment in ``directory``. ``durability``: ``fsync`` or ``relaxed``. Raise
-        StorageUnusable."""
+    def __init__(self, directory: str, *, durability: str = "fsync", map_bytes: int = limits.MAP_BYTES,
+                 votes: bool = False, founding: bool = False) -> None:
+        """Open or make the environment in ``directory``. ``durability``: ``fsync`` or ``relaxed``. ``votes``: also the
+        one for an acceptor's votes; ``founding``: a new one may vote, as the cluster is new. Raise StorageUnusable."""
         if durability not in ("fsync", "relaxed"):
             raise ValueError(f"durability is {durability!r}: it must be 'fsync' or 'relaxed'")
         self.directory = directory
@@ -74,7 +92,9 @@ class Storage:
             self._tables = {table: self._env.open_db(table.encode()) for table in TABLES}
             self._clients = self._env.open_db(_CLIENTS)
             self._meta = self._env.open_db(_META)
+            self._votes = _open_votes(directory) if votes else None
             self.recovered = self._recover()
+            self.vote = self._recover_vote(founding)
         except (lmdb.Error, msgspec.DecodeError) as error:
             os.close(self._lock_fd)
             raise StorageUnusable(f"cannot open the control store in {directory}: {error}") from error
@@ -83,14 +103,14 @@ class Storage:
             raise
 
     def persist(self, effects: list[Any]) -> list[Any]:
-        """Commit all Persist effects of a turn in one transaction; return the other effects, then Persisted. Raise
-        StorageFailed."""
-        persists = [effect for effect in effects if type(effect) is Persist]
-        if not persists:
+        """Commit all that a turn persists, in one transaction (and its vote in another); return the other effects, then
+        Persisted. Raise StorageFailed."""
+        writes = [effect for effect in effects if type(effect) in _WRITES]
+        if not writes:
             return effects
         try:
             try:
-                self._commit(persists)
+                self._commit(writes)
             except lmdb.MapFullError:
                 self._grow()
                 return self.persist(effects)
@@ -101,7 +121,9 @@ class Storage:
                 f"the control store in {self.directory} did not take a commit ({name} {error}): make room or replace "
                 "the disk, then start the shard again; nothing that it had answered is lost"
             ) from error
-        return [*(effect for effect in effects if type(effect) is not Persist), Persisted(len(persists))]
+        rest = [effect for effect in effects if type(effect) not in _WRITES]
+        count = sum([type(effect) is Persist for effect in writes])
+        return [*rest, Persisted(count)] if count else rest
 
     def get(self, table: str, key: bytes) -> tuple[int, bytes] | None:
         """Return (version, value) of a row, or None."""
@@ -151,22 +173,46 @@ class Storage:
         if self._lock_fd >= 0 and os.getpid() == self._pid:
             self._env.sync(True)
             self._env.close()
+            if self._votes is not None:
+                self._votes.close()
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _commit(self, persists: list[Persist]) -> None:
+    def _commit(self, writes: list[Any]) -> None:
         assert os.getpid() == self._pid, "an LMDB environment does not survive a fork"
-        last = persists[-1]
+        wipe, meta = False, {}
         puts: dict[str, Packed] = {}
         clients: Packed = {}
-        for persist in persists:
-            self._collect(persist.entry, puts, clients)
+        for effect in writes:
+            match effect:
+                case Persist(entry=entry, epoch=epoch):
+                    self._collect(entry, puts, clients)
+                    meta[b"version"] = entry.last.to_bytes(_VERSION_BYTES, "big")
+                    meta[b"epoch"] = epoch.to_bytes(_VERSION_BYTES, "big")
+                case WipeDisk():
+                    wipe = True
+                    puts, clients = {}, {}
+                    meta = {b"version": bytes(_VERSION_BYTES), _HOLES: b"1"}
+                case MarkWhole(epoch=epoch):
+                    meta[b"epoch"] = epoch.to_bytes(_VERSION_BYTES, "big")
+                    meta[_HOLES] = b""
+                case KeepVote(vote=vote):
+                    self._keep_vote(vote)
+        if not meta:
+            return
         with self._env.begin(write=True) as transaction:
+            for database in (*self._tables.values(), self._clients) if wipe else ():
+                transaction.drop(database, delete=False)
             for table, rows in puts.items():
                 _write(transaction, self._tables[table], rows)
             _write(transaction, self._clients, clients)
-            transaction.put(b"version", last.entry.last.to_bytes(_VERSION_BYTES, "big"), db=self._meta)
-            transaction.put(b"epoch", last.epoch.to_bytes(_VERSION_BYTES, "big"), db=self._meta)
+            for key, value in meta.items():
+                transaction.put(key, value, db=self._meta)
+
+    def _keep_vote(self, vote: Vote) -> None:
+        assert self._votes is not None
+        with self._votes.begin(write=True) as transaction:
+            transaction.put(b"vote", self._clients_encoder.encode(vote))
 
     def _collect(self, entry: Entry, puts: dict[str, Packed], clients: Packed) -> None:
         """Add what ``entry`` writes; of several writes to one key the last remains."""
@@ -181,6 +227,8 @@ class Storage:
             clients[entry.client.encode()] = self._clients_encoder.encode(record)
         for client in entry.forgotten:
             clients[client.encode()] = None
+        for client, record in entry.records:
+            clients[client.encode()] = self._clients_encoder.encode(record)
 
     def _grow(self) -> None:
         size_bytes = self._env.info()["map_size"] * 2
@@ -203,9 +251,22 @@ class Storage:
                 )
             version = int.from_bytes(transaction.get(b"version", b"", db=self._meta), "big")
             epoch = int.from_bytes(transaction.get(b"epoch", b"", db=self._meta), "big")
+            holes = transaction.get(_HOLES, b"", db=self._meta)
         decoder = msgspec.msgpack.Decoder(ClientRecord)
         clients = {name.decode(): decoder.decode(record) for name, record in self._items(self._clients, b"")}
-        return Recovered(epoch, version, clients)
+        return Recovered(epoch, version, clients, not holes)
+
+    def _recover_vote(self, founding: bool) -> Vote:
+        """Return what the acceptor must remember; a new one is marked as such, so that it stays silent."""
+        if self._votes is None:
+            return Vote()
+        with self._votes.begin() as transaction:
+            found = transaction.get(b"vote")
+        if found is not None:
+            return msgspec.msgpack.decode(found, type=Vote)
+        vote = Vote(votes=founding)
+        self._keep_vote(vote)
+        return vote
 
     def _items(self, database: Any, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, value) from the first key >= ``start`` on, all of one moment."""
@@ -225,6 +286,13 @@ def _write(transaction: Any, database: Any, rows: Packed) -> None:
 
 def _unpack(packed: bytes) -> tuple[int, bytes]:
     return int.from_bytes(packed[:_VERSION_BYTES], "big"), packed[_VERSION_BYTES:]
+
+
+def _open_votes(directory: str) -> Any:
+    """Open or make the small environment for votes."""
+    path = os.path.join(directory, "register")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return lmdb.open(path, map_size=VOTES_MAP_BYTES, mode=0o700, max_spare_txns=0)
 
 
 def _claim(directory: str) -> int:

@@ -91,12 +91,14 @@ class Subscriptions:
             case WatchLost():
                 return self._restart(subscription, follower, now_ns, limits.RETRY_NS)
 
-    def retry(self, link: Link, due_ns: int) -> None:
-        """Speak to this shard again at ``due_ns``."""
+    def retry(self, link: Link, due_ns: int, *, newer: bool) -> None:
+        """Speak to this shard again at ``due_ns``; as for the first time if its chain is ``newer``."""
         for subscription in self._subscriptions.values():
             for follower in subscription.followers:
                 if follower.link is link:
                     follower.due_ns = min(follower.due_ns, due_ns)
+                    if newer:
+                        follower.attempt = -1
 
     def tick(self, now_ns: int) -> list[Any]:
         """Renew the watches that are due."""

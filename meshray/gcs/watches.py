@@ -98,6 +98,10 @@ class Watches:
                 effects.append(Send(stream.route, Changed(stream.watch, stream.stream, stream.number, rows)))
         return effects
 
+    def lose_all(self, reason: str) -> list[Send]:
+        """End every stream."""
+        return [self._lose(stream, reason) for stream in list(self._streams.values())]
+
     def drop_route(self, route: bytes) -> None:
         """Nobody is at ``route``: end its streams."""
         for stream in [stream for stream in self._streams.values() if stream.route == route]:

@@ -98,10 +98,12 @@ class Writer:
         ended = [effect for request, _ in frame.parts for effect in request.end(Refused(message.reason))]
         return ended + self._next(now_ns)
 
-    def retry(self, due_ns: int) -> None:
-        """Send again at ``due_ns``: what was sent did not arrive."""
+    def retry(self, due_ns: int, *, newer: bool) -> None:
+        """Send again at ``due_ns``: what was sent did not arrive, or the chain is ``newer`` now."""
         if self._frame is not None:
             self._frame.due_ns = min(self._frame.due_ns, due_ns)
+            if newer:
+                self._frame.attempt = -1
 
     def tick(self, now_ns: int) -> list[Any]:
         """Drop what nobody waits for, send again what is due."""

@@ -1,7 +1,8 @@
 """The wire vocabulary: every message of every dialog, one module per dialog.
 
 Reading order: ``base`` (rules), ``tasks`` (owner and worker), ``node`` (session and node), ``sched`` (nodes and global
-schedulers), ``objects`` (references, arena, pulls), ``gcs`` (control store), ``state`` (status, lists, logs).
+schedulers), ``objects`` (references, arena, pulls), ``gcs`` (control store and its clients), ``chain`` (among its
+servers), ``state`` (status, lists, logs).
 
 What is not here: encoding (``transport.codec``) and behaviour (the machines). Golden bytes of each message lie in
 ``tests/golden``; a changed line there needs a version bump in ``transport.codec``.
@@ -9,7 +10,8 @@ What is not here: encoding (``transport.codec``) and behaviour (the machines). G
 
 from __future__ import annotations
 
-from meshray.messages import gcs, node, objects, sched, state, tasks
+from meshray.messages import chain, gcs, node, objects, sched, state, tasks
 
-ALL = (*tasks.MESSAGES, *node.MESSAGES, *sched.MESSAGES, *objects.MESSAGES, *gcs.MESSAGES, *state.MESSAGES)
+ALL = (*tasks.MESSAGES, *node.MESSAGES, *sched.MESSAGES, *objects.MESSAGES, *gcs.MESSAGES,
+       *chain.MESSAGES, *state.MESSAGES)
 """Every message class, in tag order by dialog."""

@@ -50,24 +50,24 @@ def test_a_seed_is_a_schedule() -> None:
 class AnswersEarly(ChainMember):
     """Broken: answers before its turn is persisted."""
 
-    def _append(self, entry: Any, route: bytes) -> list[Any]:
-        effects = super()._append(entry, route)
-        early = super()._persisted(1)
+    def _append(self, entry: Any, now_ns: int) -> list[Any]:
+        effects = super()._append(entry, now_ns)
+        early = super()._persisted(1, now_ns)
         return [effect for effect in effects if isinstance(effect, Persist)] + early
 
-    def _persisted(self, count: int) -> list[Any]:
+    def _persisted(self, count: int, now_ns: int) -> list[Any]:
         return []
 
 
 class DropsChanges(ChainMember):
     """Broken: thins out what watchers are told, without a gap in the numbers."""
 
-    def _commit(self, entry: Any, route: bytes) -> list[Any]:
+    def _commit(self, entries: Any, now_ns: int) -> list[Any]:
         kept = Watches.feed
         feed: Callable[[Any, Any], Any] = lambda watches, rows: kept(watches, rows[1:])  # noqa: E731
         try:
             Watches.feed = feed  # type: ignore[method-assign]
-            return super()._commit(entry, route)
+            return super()._commit(entries, now_ns)
         finally:
             Watches.feed = kept  # type: ignore[method-assign]
 

@@ -12,6 +12,7 @@ from meshray.gcs.client import GcsClient
 from meshray.gcs.requests import Answered, Outcome, Refused, RowChanged, Synced, Unanswered
 from meshray.gcs.tables import shard_of
 from meshray.machine import Connect, Received, Send, Tick, Undeliverable
+from meshray.messages.chain import FollowShard
 from meshray.messages.gcs import (
     Changed,
     CloseClient,
@@ -146,7 +147,9 @@ def test_a_newer_chain_is_followed_and_an_older_one_is_not() -> None:
     newer = Shard(2, [("s0b", "ipc://s0b"), ("s0c", "ipc://s0c")])
     effects = client.handle(Received(b">s0", WrongEpoch(newer)), 0)
     assert [effect.name for effect in effects if isinstance(effect, Connect)] == ["s0b", "s0c"]
-    sends = [effect for effect in effects if isinstance(effect, Send)]
+    follows = [effect.to for effect in effects if isinstance(effect, Send) and isinstance(effect.message, FollowShard)]
+    assert follows == [b">s0b", b">s0c"]
+    sends = [effect for effect in effects if isinstance(effect, Send) and not isinstance(effect.message, FollowShard)]
     assert [(effect.to, type(effect.message)) for effect in sends] == [(b">s0b", Write), (b">s0c", Read)]
     assert [effect.message.epoch for effect in sends] == [2, 2]
     assert client.handle(Received(b">s0", WrongEpoch(ONE[0])), 0) == []

@@ -1,0 +1,279 @@
+"""A server of the control store: an acceptor of the configuration register, and a place in one shard's chain, if it has
+one.
+
+*Pure.* Runs in shard servers (``processes.shard``).
+
+1. It is a member only of a configuration that names its very life. A server that starts again is a stranger to the
+   chain that it was in, whatever its disk holds, until a master decides that it joins, or, if nobody else is left, that
+   its disk is what the shard goes on with.
+2. A configuration of a lower epoch than one that was seen changes nothing.
+3. Whoever follows the shard is told of every new chain.
+
+Roles, as masters hear of them::
+
+    idle -- Configure names this life --> member <-- Configure -- wedged
+    idle -- Configure(join) --> joining -- Feed whole --> whole -- Configure names this life --> member
+    member -- Configure without this life --> idle
+
+Without masters a server is a member from the start and for good: the chain is what its node was told.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meshray.gcs import limits
+from meshray.gcs.chain import ChainMember
+from meshray.gcs.joining import Joiner
+from meshray.gcs.log import Committed, MarkWhole, Persist, Persisted, Recovered, Vote
+from meshray.gcs.register import Acceptor
+from meshray.machine import Connect, Received, Send, Stop, Tick, Undeliverable
+from meshray.messages.base import Message
+from meshray.messages.chain import Accept, Chain, Configure, Feed, FollowShard, Prepare, ServerAlive, Wedge, Wedged
+from meshray.messages.gcs import (
+    CloseClient,
+    DescribeShard,
+    Read,
+    Scan,
+    ShardDescribed,
+    Watch,
+    Write,
+    WrongEpoch,
+)
+from meshray.messages.node import Leave, Ping, Pong, Shard
+
+
+class ShardServer:
+    """The machine."""
+
+    def __init__(self, name: str, life: str, endpoint: str, *, index: int, shard: Shard, masters: dict[str, str],
+                 committed: Committed, recovered: Recovered, vote: Vote, now_ns: int) -> None:
+        """Be the server ``name`` of the shard ``index``. ``shard``: its first chain; ``masters``: name -> endpoint;
+        ``recovered`` and ``vote`` are what the disk holds. Raise WrongChain without masters if it cannot be that."""
+        self.name = name
+        self.life = life
+        self.index = index
+        self.shard = Shard(0, shard.members) if masters else shard
+        self._chain: Chain | None = None
+        self._endpoint = endpoint
+        self._masters = masters
+        self._committed = committed
+        self._recovered = recovered
+        self._acceptor = Acceptor(name, vote)
+        self.member: ChainMember | None = None
+        self.joiner: Joiner | None = None
+        if not masters:
+            self.member = ChainMember(name, shard, committed=committed, recovered=recovered, now_ns=now_ns)
+        self._attempts = 0
+        self._joiner_persists = 0
+        """Entries on their way to the disk that a joiner took, and no member knows of."""
+        self._mark = False
+        """Whether the disk is to be marked as whole, once the member is in step."""
+        self._followers: dict[bytes, None] = {}
+        self._alive_ns = now_ns
+        self._counts = {"joins": 0, "configured": 0}
+        self._own: dict[type, Any] = {
+            Configure: self._configure, FollowShard: self._follow, Prepare: self._vote, Accept: self._vote,
+            Wedge: self._wedge, Feed: self._feed, DescribeShard: self._describe,
+            Ping: lambda event, now_ns: [Send(event.route, Pong(event.message.cookie))],
+            Leave: lambda event, now_ns: [Stop(event.message.reason)]}
+
+    # --- machine -------------------------------------------------------------------------------------------------
+
+    def begin(self, now_ns: int) -> list[Any]:
+        """Return the effects of the first moment."""
+        connects = [Connect(name, endpoint) for name, endpoint in self._masters.items()]
+        return [*connects, *self._say_alive(now_ns)]
+
+    def handle(self, event: Any, now_ns: int) -> list[Any]:
+        """Take one event, return its effects in order."""
+        kind = type(event)
+        if kind is Received:
+            own = self._own.get(type(event.message))
+            if own is not None:
+                effects: list[Any] = own(event, now_ns)
+            elif self.member is not None:
+                effects = self.member.handle(event, now_ns)
+            else:
+                effects = self._without_place(event.route, event.message)
+        elif kind is Persisted:
+            effects = self._persisted(event.count, now_ns)
+        elif kind is Tick:
+            effects = self._tick(now_ns)
+        elif kind is Undeliverable:
+            self._followers.pop(event.route, None)
+            effects = self.member.handle(event, now_ns) if self.member is not None else []
+        else:
+            raise AssertionError(f"not an event of a shard server: {event!r}")
+        if self._mark and self.member is not None and self.member.in_step:
+            self._mark = False
+            effects.append(MarkWhole(self.shard.epoch))
+        return effects
+
+    def deadline_ns(self) -> int:
+        """When ``Tick`` is due next."""
+        if not self._masters:
+            assert self.member is not None
+            return self.member.deadline_ns()
+        due_ns = self._alive_ns
+        if self.member is not None:
+            due_ns = min(due_ns, self.member.deadline_ns())
+        return due_ns if self.joiner is None else min(due_ns, self.joiner.deadline_ns())
+
+    def check(self) -> None:
+        """Assert every invariant."""
+        assert self.member is None or self.joiner is None
+        if self.member is not None:
+            self.member.check()
+            assert self.member.shard.epoch <= self.shard.epoch
+
+    def statistics(self) -> dict[str, int]:
+        """Return counters and sizes."""
+        parts = self.member.statistics() if self.member is not None else {}
+        return {**self._counts, **parts, "followers": len(self._followers)}
+
+    @property
+    def role(self) -> str:
+        """What this server is now."""
+        if self.member is not None:
+            return "wedged" if self.member.wedged else "member"
+        if self.joiner is not None:
+            return "whole" if self.joiner.whole else "joining"
+        return "idle"
+
+    # --- configurations ------------------------------------------------------------------------------------------
+
+    def _configure(self, event: Received, now_ns: int) -> list[Any]:
+        chain, join = event.message.chain, event.message.join
+        if chain.epoch < self.shard.epoch:
+            return []
+        is_news = chain.epoch > self.shard.epoch
+        shard = chain.shard
+        self.shard, self._chain = shard, chain
+        effects: list[Any] = []
+        if any(place.life == self.life for place in chain.places):
+            if is_news:
+                effects += self._take_place(shard, now_ns)
+        elif self.member is not None:
+            self.member, self._recovered = None, Recovered(shard.epoch)
+        elif self.joiner is not None:
+            self.joiner.shard = shard
+            effects += self._begin_join(now_ns) if self.joiner.tail != shard.members[-1][0] else []
+        elif join:
+            effects += self._begin_join(now_ns)
+        if not is_news:
+            return effects
+        self._counts["configured"] += 1
+        return [*effects, *(Send(route, WrongEpoch(shard)) for route in self._followers), *self._say_alive(now_ns)]
+
+    def _take_place(self, shard: Shard, now_ns: int) -> list[Any]:
+        """This life is named in a new configuration."""
+        if self.member is not None:
+            self._mark = True
+            return self.member.adopt(shard, now_ns)
+        if self.joiner is not None and not self.joiner.whole:
+            return []  # decided for an attempt that has ended; the predecessor will find that this place is silent
+        recovered = self.joiner.recovered if self.joiner is not None else self._recovered
+        self.joiner = None
+        self._mark = True
+        self.member = ChainMember(self.name, shard, committed=self._committed, recovered=recovered, now_ns=now_ns)
+        return self.member.begin(now_ns)
+
+    def _begin_join(self, now_ns: int) -> list[Any]:
+        self._attempts += 1
+        self._counts["joins"] += 1
+        self._recovered = Recovered(self.shard.epoch)
+        self.joiner = Joiner(self.shard, self.life, self._attempts, now_ns)
+        return self.joiner.begin(now_ns)
+
+    def _feed(self, event: Received, now_ns: int) -> list[Any]:
+        if self.joiner is None:
+            return []
+        was_whole = self.joiner.whole
+        effects = self.joiner.feed(event.message, now_ns)
+        self._joiner_persists += sum(type(effect) is Persist for effect in effects)
+        return effects + (self._say_alive(now_ns) if self.joiner.whole and not was_whole else [])
+
+    def _wedge(self, event: Received, now_ns: int) -> list[Any]:
+        member = self.member
+        lease_ns = member.wedge(event.message, now_ns) if member is not None else None
+        if member is None or lease_ns is None:
+            return []
+        return [Send(event.route, Wedged(self.name, self.life, member.shard.epoch, member.version, lease_ns))]
+
+    # --- others --------------------------------------------------------------------------------------------------
+
+    def _vote(self, event: Received, now_ns: int) -> list[Any]:
+        return self._acceptor.handle(event.route, event.message)
+
+    def _follow(self, event: Received, now_ns: int) -> list[Any]:
+        if len(self._followers) < limits.FOLLOWERS_MAX:
+            self._followers[event.route] = None
+        return [Send(event.route, WrongEpoch(self.shard))] if event.message.epoch < self.shard.epoch else []
+
+    def _without_place(self, route: bytes, message: Message) -> list[Any]:
+        """Answer as a server that is in no chain."""
+        match message:
+            case Write() | CloseClient() | Read() | Scan() | Watch():
+                return [Send(route, WrongEpoch(self.shard))]
+            case _:
+                return []
+
+    def _describe(self, event: Received, now_ns: int) -> list[Any]:
+        member, facts = self.member, self._committed.facts()
+        role = member.role if member is not None and not member.wedged else self.role
+        return [Send(event.route, ShardDescribed(
+            event.message.cookie, self.name, role, self.shard, self._version(), facts.rows, facts.used_bytes,
+            facts.file_bytes, facts.map_bytes, facts.durability, len(member.clients) if member is not None else 0,
+            len(member.tail.watches) if member is not None else 0))]
+
+    def _persisted(self, count: int, now_ns: int) -> list[Any]:
+        joiners = min(count, self._joiner_persists)
+        self._joiner_persists -= joiners
+        if self.member is None or count == joiners:
+            return []
+        return self.member.handle(Persisted(count - joiners), now_ns)
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def _tick(self, now_ns: int) -> list[Any]:
+        effects: list[Any] = []
+        if self.member is not None:
+            effects += self.member.handle(Tick(), now_ns)
+        if self.joiner is not None:
+            asked = self.joiner.tick(now_ns)
+            effects += self._begin_join(now_ns) if asked is None else asked
+        return effects + (self._say_alive(now_ns) if self._masters and now_ns >= self._alive_ns else [])
+
+    def _say_alive(self, now_ns: int) -> list[Any]:
+        """Tell every master how it is."""
+        self._alive_ns = now_ns + limits.HEARTBEAT_NS
+        member = self.member
+        epoch = max(self.shard.epoch, self._recovered.epoch) if self.role == "idle" else self.shard.epoch
+        alive = ServerAlive(
+            self.index, self.name, self._endpoint, self.life, self.role, epoch, self._version(),
+            member.in_step if member is not None else self._recovered.whole,
+            member is not None and _is_stuck(member, now_ns), _joiner(member) if member is not None else "",
+            self._acceptor.vote.votes, self._chain)
+        return [Send(b">" + name.encode(), alive) for name in self._masters]
+
+    def _version(self) -> int:
+        if self.member is not None:
+            return self.member.version
+        return self.joiner.recovered.version if self.joiner is not None else self._recovered.version
+
+
+def _joiner(member: ChainMember) -> str:
+    """Return the life of the server to which this tail has given everything; empty if there is none."""
+    feeder = member.tail.feeder
+    return feeder.life.partition("/")[0] if feeder is not None and feeder.has_all and not member.is_idle else ""
+
+
+def _is_stuck(member: ChainMember, now_ns: int) -> bool:
+    """Whether a member has waited too long for its successor, or as the tail for a lease or for its predecessor."""
+    if member.wedged or not member.others or (not member.is_tail and not member.downstream):
+        return False
+    waits_ns = member.downstream.progress_ns
+    if member.is_tail:
+        waits_ns = member.tail.lease.until_ns if member.in_step else 0
+    return now_ns - max(waits_ns, member.adopted_ns) > limits.STUCK_NS
