@@ -71,7 +71,7 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     nodes: Annotated[list[NodeSpec], Meta(min_length=1)]
     durability: Literal["relaxed", "fsync"] = "relaxed"
     shards: Annotated[int, Meta(ge=1, le=64)] = 1
-    replicas: Count = 1
+    replicas: Annotated[int, Meta(ge=1, le=7)] = 1
     schedulers: Annotated[int, Meta(ge=1, le=16)] = 2
     locality: bool = True
 
@@ -245,9 +245,6 @@ class _Walk:
 
     def check_meaning(self, cluster: ClusterConfig) -> None:
         """Note what each value allows but all together do not."""
-        if cluster.replicas != 1:
-            self.note(self.lines["replicas"], "replicas",
-                      f"only 1 is possible in this version, not {cluster.replicas}: a shard has no copies yet")
         if cluster.cluster_name == "current":
             self.note(self.lines["cluster_name"], "cluster_name", "current has a meaning of its own, choose another")
         first: dict[str, int] = {}

@@ -56,11 +56,23 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     object_store_bytes: int
     arena_path: str
     host_shards: dict[str, str] = {}
-    """Shard replicas that run here: name -> endpoint."""
+    """Servers of the control store that run here: name (``shard-<shard>-<number>``) -> endpoint."""
+    host_masters: dict[str, str] = {}
+    """Masters of the control store that run here: name -> endpoint."""
     host_schedulers: dict[str, str] = {}
     """Global scheduler replicas that run here: name -> endpoint."""
     shards: list[Shard] = []
-    """All shards of the cluster, chains head first."""
+    """All shards of the cluster, with their first chains, head first."""
+    masters: dict[str, str] = {}
+    """All masters of the control store: name -> endpoint, in their order. None: each shard has one replica for good."""
+    replicas: int = 1
+    """How long the chain of a shard should be."""
+    acceptors: list[str] = []
+    """The servers that hold the configuration register of a new cluster."""
+    founding: bool = True
+    """Whether the control store is new, so that a server with an empty disk has forgotten nothing."""
+    state_dir: str = ""
+    """Where the control store's disks lie; empty: in the run directory."""
     schedulers: dict[str, str] = {}
     """All global scheduler replicas of the cluster: name -> endpoint."""
     durability: str = "relaxed"

@@ -117,7 +117,7 @@ class Link:
         new = [member for member in self.shard.members if member not in self._connected]
         self._connected.update(new)
         effects: list[Any] = [Connect(name, endpoint) for name, endpoint in new]
-        if len(self._connected) > 1:
+        if len(self._connected) > 1 or self.shard.epoch > 1:
             effects += [Send(b">" + name.encode(), FollowShard(self.shard.epoch)) for name, _ in new]
         return effects
 

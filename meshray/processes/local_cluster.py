@@ -4,7 +4,8 @@
 
 1. A cluster that did not start as a whole is taken down as a whole, also after Ctrl-C.
 2. ``cluster.json`` is written last: a cluster that has it was healthy, and each of its nodes knew all others.
-3. The first node is the head: it hosts the control store's shards and the global schedulers.
+3. The first node is the head: it hosts the first replica of the first shard. Replicas of one shard, masters and global
+   schedulers lie on different nodes, as far as there are enough (``control_store``).
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ import msgspec
 from meshray import config
 from meshray.cluster_config import ClusterConfig
 from meshray.errors import ClusterStartError
-from meshray.messages.node import Shard
 from meshray.node_config import ClusterFile, NodeConfig, NodeFile
-from meshray.processes import run_dirs
+from meshray.processes import control_store, run_dirs
 from meshray.processes.launch import Launch, node_resources, stop_nodes
 from meshray.processes.spill_place import spill_settings
 
@@ -116,15 +116,14 @@ def differences(before: str, after: str) -> list[str]:
 
 
 def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeConfig]:
-    head = run_directories[cluster.nodes[0].name]
-    shards = [f"shard-{index}-0" for index in range(cluster.shards)]
-    hosted = {shard: run_dirs.endpoint(head, shard) for shard in shards}
+    store = control_store.plan([node.name for node in cluster.nodes], cluster.shards, cluster.replicas,
+                               lambda node, process: run_dirs.endpoint(run_directories[node], process))
     # Replicas lie on different nodes, as far as there are enough, so that none is needed for another.
     hosts = [cluster.nodes[index % len(cluster.nodes)].name for index in range(cluster.schedulers)]
     schedulers = {f"scheduler-{index}": run_dirs.endpoint(run_directories[host], f"scheduler-{index}")
                   for index, host in enumerate(hosts)}
     plans = []
-    for index, node in enumerate(cluster.nodes):
+    for node in cluster.nodes:
         amounts = node_resources(
             num_cpus=node.num_cpus, num_gpus=node.num_gpus, resources=node.resources, memory=node.memory,
             object_store_memory=node.object_store_memory, directory=run_dirs.arena_directory(),
@@ -136,10 +135,14 @@ def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeC
             resources=amounts,
             object_store_bytes=int(amounts["object_store_memory"]),
             arena_path=run_dirs.arena_path(cluster.cluster_name, node.name),
-            host_shards=hosted if index == 0 else {},
+            host_shards=store.servers_on(node.name),
+            host_masters=store.masters_on(node.name),
             host_schedulers={name: endpoint for (name, endpoint), host in zip(schedulers.items(), hosts, strict=True)
                              if host == node.name},
-            shards=[Shard(epoch=1, members=[member]) for member in hosted.items()],
+            shards=store.shards,
+            masters=store.masters,
+            replicas=cluster.replicas,
+            acceptors=store.acceptors,
             schedulers=schedulers,
             durability=cluster.durability,
             prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),

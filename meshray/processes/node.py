@@ -21,6 +21,7 @@ from meshray.ids import process_name
 from meshray.machine import Connect, Disconnect, Received, Send, Stop, Tick, Undeliverable
 from meshray.messages import node as messages
 from meshray.messages import objects, sched, state
+from meshray.messages.chain import ServerDied
 from meshray.messages.gcs import Op, ShardDescribed
 from meshray.messages.sched import ClusterView, NodeGone
 from meshray.node_config import NodeConfig
@@ -93,7 +94,8 @@ class NodeMachine:
         self._names = {node: settings.node_name}
         self.actors = NodeActors(self)
         self.describer = Describer(self)
-        self._supervisor = Supervisor()
+        self._supervisor = Supervisor(
+            [*settings.host_shards, *settings.host_masters] if settings.masters else ())
         self._entropy = entropy
         self._asked: dict[int, Callable[[Answered, int], list[Any]]] = {}
         self._watched: dict[int, Callable[[RowChanged, int], list[Any]]] = {}
@@ -119,7 +121,7 @@ class NodeMachine:
             DriverExited: self.sessions.driver_exited,
             LogsRead: self.sessions.logs_read,
             LinesWritten: self._lines_written,
-            ServiceExited: lambda event, now_ns: self._ending(self._supervisor.exited(event, now_ns)),
+            ServiceExited: self._service_exited,
             Undeliverable: self._undeliverable,
             Tick: self._tick,
         }
@@ -324,6 +326,14 @@ class NodeMachine:
         if message.node and message.node != self.node:
             effects += self.to_peer(message.node, message)
         return effects
+
+    def _service_exited(self, event: ServiceExited, now_ns: int) -> list[Any]:
+        """One of our services ended. If it was a server of the control store, its masters need not wait for silence."""
+        effects: list[Any] = []
+        if event.pid and event.name in self.settings.host_shards:
+            for name, endpoint in self.settings.masters.items():
+                effects += self.to_named(name, endpoint, ServerDied(event.name, event.pid))
+        return effects + self._ending(self._supervisor.exited(event, now_ns))
 
     # --- logs and end --------------------------------------------------------------------------------------------
 

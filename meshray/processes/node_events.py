@@ -47,10 +47,11 @@ class LinesWritten(msgspec.Struct, frozen=True, gc=False):
 
 
 class ServiceExited(msgspec.Struct, frozen=True, gc=False):
-    """Event: one of the node's own service processes (shard, scheduler, zygote) is gone."""
+    """Event: one of the node's own service processes (shard, master, scheduler, zygote) is gone."""
 
     name: str
     reason: str
+    pid: int = 0
 
 
 class ForkWorker(msgspec.Struct, frozen=True, gc=False):

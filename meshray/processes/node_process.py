@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from meshray import config
@@ -134,6 +134,7 @@ class NodeProcess:
         """Do what the machine wants done at the node's birth."""
         now_ns = time.monotonic_ns()
         self.host.apply(self.machine.begin(now_ns), now_ns)
+        self.watch_services()
 
     def publish(self) -> None:
         """Write ``node.json``: who we are, and the processes there are now."""
@@ -177,6 +178,12 @@ class NodeProcess:
             self.host.remove_source(fd)
         return events
 
+    def watch_services(self) -> None:
+        """Hear of the end of a service at once: others wait for what it did."""
+        for name, pid in self._services.pids().items():
+            if name in self.settings.host_shards and pid not in self._watched:
+                self._watch(pid, lambda: [] if self._signals else list(self._services.reap()))
+
     def _start_service(self, effect: StartService) -> list[Any]:
         events, control = self._new_pipe() if effect.name == ZYGOTE else ([], None)
         try:
@@ -187,6 +194,7 @@ class NodeProcess:
             if control is not None:
                 control.close()
         self.publish()
+        self.watch_services()
         return events
 
     def _new_pipe(self) -> tuple[list[Any], socket.socket]:
@@ -203,9 +211,14 @@ class NodeProcess:
         if pid in self._watched:
             return []
         try:
-            fd = os.pidfd_open(pid)
+            self._watch(pid, lambda: [DriverExited(pid)])
         except ProcessLookupError:
             return [DriverExited(pid)]
+        return []
+
+    def _watch(self, pid: int, ended: Callable[[], list[Any]]) -> None:
+        """Take events from ``ended`` when the process ends. Raise ProcessLookupError if there is none."""
+        fd = os.pidfd_open(pid)
         self._watched.add(pid)
 
         def exited() -> list[Any]:
@@ -214,10 +227,9 @@ class NodeProcess:
             self.host.remove_source(fd)
             os.close(fd)
             self._watched.discard(pid)
-            return [DriverExited(pid)]
+            return ended()
 
         self.host.add_source(fd, exited)
-        return []
 
     def _write_range(self, effect: WriteRange) -> None:
         self.arena.write(effect.offset, effect.data)

@@ -147,7 +147,7 @@ class NodeSessions:
         node, settings = self._node, self._node.settings
         return Send(member.route, Registered(
             node.node, settings.node_name, member.job, member.namespace, settings.arena_path,
-            settings.object_store_bytes, settings.shards, settings.run_dir, settings.cluster, node.total,
+            settings.object_store_bytes, node.gcs.shards, settings.run_dir, settings.cluster, node.total,
             bool(settings.embedded_pid), node.pid, node.endpoint if settings.network else "", member.pin_slot))
 
     def _write_job(self, row: tables.JobRow, now_ns: int,

@@ -16,7 +16,7 @@ import msgspec
 
 from meshray import config
 from meshray.node_config import NodeConfig
-from meshray.processes import birth, global_scheduler, shard
+from meshray.processes import birth, global_scheduler, master, shard
 from meshray.transport.behind_node import OwnNode
 from meshray.transport.endpoints import NODE_PROCESS
 from meshray.transport.sockets import process_endpoint
@@ -27,26 +27,31 @@ CONTROL_FD = 3
 
 def names(settings: NodeConfig) -> list[str]:
     """Return the services of a node, the zygote apart, in the order in which they start."""
-    return [*settings.host_shards, *settings.host_schedulers]
+    return [*settings.host_shards, *settings.host_masters, *settings.host_schedulers]
 
 
 def title(settings: NodeConfig, name: str) -> str:
     """Return the title of a service's process in ``ps``."""
-    kind = "shard " if name in settings.host_shards else "scheduler " if name in settings.host_schedulers else ""
+    kinds = {"shard ": settings.host_shards, "master ": settings.host_masters, "scheduler ": settings.host_schedulers}
+    kind = next((kind for kind, hosted in kinds.items() if name in hosted), "")
     return f"meshray:{kind}{name} {settings.cluster}/{settings.node_name}"
 
 
 def runner(settings: NodeConfig, name: str) -> birth.Runner:
-    """Return what the process of the shard replica or global scheduler ``name`` runs."""
+    """Return what the process of the shard server, master or global scheduler ``name`` runs."""
+    node = own_node(settings)
     if name in settings.host_schedulers:
-        return lambda: global_scheduler.run(name, settings.host_schedulers[name], own_node=own_node(settings))
-    directory = os.path.join(settings.run_dir, "gcs", name)
-    for made in (os.path.dirname(directory), directory):
-        if not os.path.isdir(made):
-            os.mkdir(made, 0o700)
-    chain = next(one for one in settings.shards if any(member == name for member, _ in one.members))
-    return lambda: shard.run(name, settings.host_shards[name], directory, chain, settings.durability,
-                             own_node=own_node(settings))
+        return lambda: global_scheduler.run(name, settings.host_schedulers[name], own_node=node)
+    if name in settings.host_masters:
+        return lambda: master.run(
+            name, settings.host_masters[name], shards=settings.shards, acceptors=tuple(settings.acceptors),
+            replicas=settings.replicas, rank=list(settings.masters).index(name), own_node=node)
+    directory = os.path.join(settings.state_dir or settings.run_dir, "gcs", name)
+    os.makedirs(directory, 0o700, exist_ok=True)
+    index = int(name.split("-")[1])
+    return lambda: shard.run(
+        name, settings.host_shards[name], directory, settings.shards[index], settings.durability, index=index,
+        masters=settings.masters, founding=settings.founding, own_node=node)
 
 
 def own_node(settings: NodeConfig) -> OwnNode | None:

@@ -60,7 +60,7 @@ class Services:
             if name:
                 reason = f"pid {pid} {birth.how_it_ended(status)}; see {self._log_dir}/{name}.err"
                 log.warning("%s has ended: %s", name, reason)
-                events.append(ServiceExited(name, reason))
+                events.append(ServiceExited(name, reason, pid))
         return events
 
     def start(self, name: str, control: socket.socket | None = None) -> None:
@@ -68,7 +68,8 @@ class Services:
         descriptor = os.memfd_create("node-config", os.MFD_CLOEXEC)
         opened = [descriptor]
         try:
-            os.write(descriptor, msgspec.json.encode(self._settings))
+            # A disk that is empty now has been lost, whatever it was when the cluster began.
+            os.write(descriptor, msgspec.json.encode(msgspec.structs.replace(self._settings, founding=False)))
             os.lseek(descriptor, 0, os.SEEK_SET)
             actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, descriptor, 0)]
             if control is not None:

@@ -1,4 +1,4 @@
-"""The shard server: one member of a control store shard, on its socket and its disk.
+"""The shard server: one server of a control store shard, on its socket and its disk.
 
 *Shell (zmq, lmdb, signals).* Runs in its own process, forked before any ZeroMQ context exists.
 
@@ -16,12 +16,13 @@ import socket
 import time
 from collections.abc import Iterable
 
-from meshray.gcs.chain import ChainMember
-from meshray.gcs.log import Persisted, SweepReaders
+from meshray.gcs.log import Persisted, SendUnderLease, SweepReaders
+from meshray.gcs.shard_server import ShardServer
 from meshray.gcs.storage import Storage, StorageFailed
 from meshray.machine import Received
 from meshray.messages.node import Leave, Shard
 from meshray.transport.behind_node import OwnNode, open_wire
+from meshray.transport.codec import encode
 from meshray.transport.host import Host
 from meshray.transport.sockets import Wire
 
@@ -31,19 +32,21 @@ LINGER_MS = 500
 """How long the last answers may take to leave when the process ends."""
 
 
-def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str, *,
-        own_node: OwnNode | None = None) -> str:
-    """Serve as member ``name`` of ``shard`` until told to stop; return the reason. Call it in a process of its own.
+def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str, *, index: int = 0,
+        masters: dict[str, str] | None = None, founding: bool = True, own_node: OwnNode | None = None) -> str:
+    """Serve as ``name`` of ``shard`` until told to stop; return the reason. Call it in a process of its own.
 
     ``endpoint``: where to listen; ``directory``: the LMDB environment, made if need be; ``durability``: ``fsync`` or
-    ``relaxed`` (see ``gcs.storage``). Raise StorageUnusable, WrongChain or AddressInUse when it cannot start,
-    StorageFailed when the disk does not take a commit.
+    ``relaxed`` (see ``gcs.storage``). ``index``: which shard it is; ``masters``: who gives it a place in its chain
+    (name -> endpoint), without any it has the one that ``shard`` says; ``founding``: the cluster is new, so an empty
+    disk has forgotten no vote. Raise StorageUnusable, WrongChain or AddressInUse when it cannot start, StorageFailed
+    when the disk does not take a commit.
     """
-    storage = Storage(directory, durability=durability)
+    storage = Storage(directory, durability=durability, votes=bool(masters), founding=founding)
     try:
-        member = ChainMember(
-            name, shard, committed=storage, recovered=storage.recovered, now_ns=time.monotonic_ns()
-        )
+        member = ShardServer(name, f"{os.getpid()}-{os.urandom(4).hex()}", endpoint, index=index, shard=shard,
+                             masters=masters or {}, committed=storage, recovered=storage.recovered,
+                             vote=storage.vote, now_ns=_clock_ns())
         peers = open_wire(name, endpoint, own_node)
         try:
             return _serve(member, storage, peers)
@@ -53,7 +56,12 @@ def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str,
         storage.close()
 
 
-def _serve(member: ChainMember, storage: Storage, peers: Wire) -> str:
+def _clock_ns() -> int:
+    """Return a time that also counts while the machine sleeps: a lease does not stop with it."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _serve(member: ShardServer, storage: Storage, peers: Wire) -> str:
     """Run the host until a Stop."""
     parent = os.getppid()
     parent_fd = os.pidfd_open(parent)
@@ -77,11 +85,18 @@ def _serve(member: ChainMember, storage: Storage, peers: Wire) -> str:
     def sweep(_: SweepReaders) -> None:
         storage.sweep_readers()
 
+    def send_under_lease(effect: SendUnderLease) -> None:
+        if _clock_ns() < effect.until_ns:
+            peers.send(effect.to, encode(effect.message))
+
     try:
         host = Host(
-            member, peers, perform={Persisted: lambda effect: (effect,), SweepReaders: sweep}, persist=storage.persist,
-            sources={parent_fd: parent_gone, signal_in.fileno(): signalled},
+            member, peers, perform={Persisted: lambda effect: (effect,), SweepReaders: sweep,
+                                    SendUnderLease: send_under_lease},
+            persist=storage.persist, sources={parent_fd: parent_gone, signal_in.fileno(): signalled},
+            clock_ns=_clock_ns,
         )
+        host.apply(member.begin(_clock_ns()), _clock_ns())
         log.info("%s serves epoch %d from version %d", member.name, member.shard.epoch, storage.recovered.version)
         return host.run()
     except StorageFailed as error:

@@ -3,7 +3,9 @@
 *Pure.* Runs in the node process.
 
 1. A service that ended starts again: at once the first time, then after pauses that double.
-2. More than ``RESTARTS_MAX`` ends within ``RESTART_WINDOW_NS``, of all services together, end the node: whatever the
+2. Services that have replicas elsewhere (``lasting``) start again after pauses of at most ``PAUSE_MAX_NS``, for ever:
+   the cluster goes on without them.
+3. Of all others, more than ``RESTARTS_MAX`` ends within ``RESTART_WINDOW_NS`` together end the node: whatever the
    cause is, starting again does not mend it.
 
 Source: Erlang/OTP supervisor, restart intensity.
@@ -12,6 +14,7 @@ Source: Erlang/OTP supervisor, restart intensity.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 from meshray import config
@@ -28,10 +31,15 @@ PAUSE_NS = 100 * config.MILLISECOND_NS
 """Pause before the second start of a service within the window; doubles with each further one."""
 
 
+PAUSE_MAX_NS = 1 * config.SECOND_NS
+"""The longest pause of a service that has replicas."""
+
+
 class Supervisor:
     """The recent ends of a node's services, and the starts that are due."""
 
-    def __init__(self) -> None:
+    def __init__(self, lasting: Collection[str] = ()) -> None:
+        self._lasting = frozenset(lasting)
         self._ends: deque[tuple[int, str]] = deque()
         self._due: dict[str, int] = {}
 
@@ -41,7 +49,10 @@ class Supervisor:
             self._ends.popleft()
         before = sum(1 for _, name in self._ends if name == event.name)
         self._ends.append((now_ns, event.name))
-        if len(self._ends) > RESTARTS_MAX:
+        if event.name in self._lasting:
+            self._due[event.name] = now_ns + (min(PAUSE_MAX_NS, PAUSE_NS << min(before - 1, 10)) if before else 0)
+            return self.tick(now_ns)
+        if sum(name not in self._lasting for _, name in self._ends) > RESTARTS_MAX:
             return [Stop(f"{len(self._ends)} services ended within {RESTART_WINDOW_NS // config.SECOND_NS} s, "
                          f"{event.name} the last: {event.reason}")]
         self._due[event.name] = now_ns + (PAUSE_NS << (before - 1) if before else 0)

@@ -3,7 +3,7 @@
 *Shell (zmq, clock).* Runs in the node, shard and global scheduler processes.
 
 1. A turn handles at most ``TURN_MESSAGES_MAX`` messages; nothing is sent before what the turn persists is committed.
-2. Time is read once per turn, from the monotonic clock.
+2. Time is read once per turn, from one clock that never goes back.
 3. The host knows nothing of what the machine decides: effects that are not transport go to the ``perform`` table.
 
 Source: DESIGN s3; Ready loop of etcd's raft.
@@ -39,6 +39,7 @@ class Host:
         perform: dict[type, Performer] | None = None,
         persist: Persister | None = None,
         sources: dict[int, Source] | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """``perform`` acts on the machine's own effects and may return events; ``persist`` takes all of a turn's
         effects, commits what must be durable and returns the effects that remain; ``sources`` maps file descriptors
@@ -48,6 +49,7 @@ class Host:
         self.stopped: str | None = None
         self._perform = perform or {}
         self._persist = persist
+        self._clock_ns = clock_ns
         self._sources = dict(sources or {})
         for fd in self._sources:
             peers.watch_fd(fd)
@@ -72,7 +74,7 @@ class Host:
         """Wait for something to do, at most ``wait_max_ms``, and do it."""
         ready = self.peers.wait(self._timeout_ms(wait_max_ms))
         messages = self.peers.receive(config.TURN_MESSAGES_MAX, ready=ready)
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock_ns()
         effects: list[Any] = []
         handle = self.machine.handle
         for parts in messages:
@@ -125,5 +127,5 @@ class Host:
         deadline_ns = self.machine.deadline_ns()
         if deadline_ns is None:
             return wait_max_ms
-        left_ns = deadline_ns - time.monotonic_ns()
+        left_ns = deadline_ns - self._clock_ns()
         return max(0, min(wait_max_ms, -(-left_ns // config.MILLISECOND_NS)))
