@@ -103,8 +103,7 @@ class Session:
         serialization.set_ref_hooks(self.references.info_of, self.references.restore)
 
     def _make_handlers(self) -> dict[type, Callable[[Route, Any], None]]:
-        objects, holds, submitter, actors = self.objects, self.references.holds, self.submitter, self.actors
-        references = self.references
+        objects, submitter, actors, refs = self.objects, self.submitter, self.actors, self.references
         return {
             task_messages.TasksFinished: self.outcomes.finished,
             task_messages.TasksRecalled: lambda route, message: submitter.recalled(message),
@@ -116,11 +115,11 @@ class Session:
             node_messages.ActorChanged: lambda route, message: actors.changed(message),
             node_messages.Leave: self._on_leave,
             node_messages.Ping: self._on_ping,
-            object_messages.HoldObjects: lambda route, message: holds.on_hold(route, name_of(route), message),
-            object_messages.HoldsRegistered: lambda route, message: holds.on_registered(message),
-            object_messages.ReleaseObjects: lambda route, message: holds.on_release(name_of(route), message),
-            object_messages.ResolveObjects: lambda route, message: references.on_resolve(route, message),
-            object_messages.ObjectResolved: lambda route, message: references.on_resolved(message),
+            object_messages.HoldObjects: lambda route, message: refs.holds.on_hold(route, name_of(route), message),
+            object_messages.HoldsRegistered: lambda route, message: refs.holds.on_registered(message),
+            object_messages.ReleaseObjects: lambda route, message: refs.holds.on_release(name_of(route), message),
+            object_messages.ResolveObjects: lambda route, message: refs.on_resolve(route, message),
+            object_messages.ObjectResolved: lambda route, message: refs.on_resolved(message),
             object_messages.ObjectFetched: lambda route, message: objects.on_fetched(message),
             object_messages.FetchFailed: lambda route, message: objects.on_fetch_failed(message),
             object_messages.HoldersDied: self._on_holders_died,
@@ -156,9 +155,8 @@ class Session:
 
     def _step(self, timeout_ms: int) -> None:
         self._hand_out()
-        ready = False
-        if timeout_ms and not self.fresh and not self._calls and not self._early:
-            ready = self._peers.wait(min(timeout_ms, self.until_deadline_ms()))
+        may_wait = timeout_ms and not self.fresh and not self._calls and not self._early
+        ready = self._peers.wait(min(timeout_ms, self.until_deadline_ms())) if may_wait else False
         self.driving.drain_wakes()
         self.now_ns = time.monotonic_ns()
         arrived = self._peers.receive(_RECEIVE_MAX, ready=ready)
@@ -396,8 +394,7 @@ class Session:
         self.outcomes.fail_all("its session was shut down before it was there")
         self._peers.close(linger_ms=200)
         serialization.set_ref_hooks(None, None)
-        self.pins.close()
-        self.arena_file.close()
-        self.driving.close()
+        for part in (self.pins, self.arena_file, self.driving):
+            part.close()
         if self._node_fd >= 0:
             os.close(self._node_fd)
