@@ -80,6 +80,13 @@ BATCH_TASKS_MAX = 64
 LEASE_IDLE_NS = 200 * MILLISECOND_NS
 """An owner keeps an unused lease this long; a steady trickle of tasks then never asks the scheduler again."""
 
+LOCALITY_BYTES_MIN = 1 * MIB
+"""Inputs of at least this size count when a task's place is chosen: they travel for 8 ms at 1 Gbit/s, longer than it
+takes to ask another node for a worker."""
+
+LOCALITY_SPLITS_MAX = 16
+"""Nodes by which the tasks of one function are told apart; each part asks for leases of its own."""
+
 MAX_RETRIES = 3
 """Times a task is run again after its worker died (Ray's default)."""
 

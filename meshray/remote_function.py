@@ -67,11 +67,10 @@ class RemoteFunction(Generic[P, R]):
         klass = SchedulingClass(
             number, b"", self._name, options.task_resources(chosen), options.strategy_of(chosen),
             chosen.num_returns, retry_exceptions=options.retry_bytes(chosen.retry_exceptions),
-            max_retries=chosen.max_retries, max_calls=chosen.max_calls, leases={})
+            max_retries=chosen.max_retries, max_calls=chosen.max_calls, leases={}, parts={})
 
         def ready() -> None:
-            klass.ready = True
-            submitter.pump(klass)
+            submitter.exported(klass)
 
         submitter.classes[number] = klass
         klass.function = session.functions.export(self._function, self._name, ready)

@@ -149,8 +149,6 @@ class NodeMachine:
             effects = self._scheduled(self.scheduler.handle(event, now_ns), now_ns)
             if kind is ClusterView:
                 effects += self._view(event.message, now_ns)
-                for gone in self.peers.keys() & set(event.message.gone):
-                    effects += self._peer_gone(gone, now_ns)
             elif kind is NodeGone:
                 effects += self._peer_gone(event.message.node, now_ns)
             return effects

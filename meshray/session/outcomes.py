@@ -68,8 +68,9 @@ class Outcomes:
     def queue_ready(self, task: Task) -> None:
         """Queue a task whose arguments have values. (leader)"""
         if isinstance(task.klass, SchedulingClass):
-            task.klass.queue.append(task)
-            self._session.fresh.append(task.klass)
+            klass = self._session.submitter.near_inputs(task.klass, task)
+            klass.queue.append(task)
+            self._session.fresh.append(klass)
         else:
             self._session.actors.fresh.append(task.klass)
 

@@ -93,3 +93,9 @@ class SchedulingClass(msgspec.Struct, eq=False):
     retry_exceptions: bytes | None = None
     max_retries: int = 0
     used_ns: int = 0
+    parts: dict[str, SchedulingClass] = {}
+    """The same function's tasks whose inputs lie on one node, by node (see ``locality``)."""
+    input_bytes: dict[str, int] | None = None
+    """Of a part: where the inputs of a task lie, as of the last one."""
+    looked_ns: int = 0
+    """When the leases were last looked through for long tasks."""

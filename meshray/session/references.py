@@ -102,17 +102,6 @@ class References:
                 arguments.append(Argument(key, value, False, info))
         return arguments
 
-    def input_bytes(self, task: Task) -> dict[str, int] | None:
-        """Return the stored input bytes of ``task`` per node, for placement near the data."""
-        if not task.slots:
-            return None
-        sizes: dict[str, int] = {}
-        for _, ref in task.slots:
-            if ref._state == STORED:
-                location = ref._value.location
-                sizes[location.node] = sizes.get(location.node, 0) + location.size_bytes
-        return sizes or None
-
     # --- references in -------------------------------------------------------------------------------------------
 
     def restore(self, identity: bytes, owner: str, endpoint: str) -> ObjectRef:

@@ -11,6 +11,8 @@
 4. Tasks that wait at a worker behind a longer one than expected are recalled when another worker is free, and such a
    worker gets no more until it answers.
 5. Demand is declared, not counted out: the last word on a class replaces the earlier ones.
+6. Tasks with large inputs belong to a part of their class, by the node where the inputs lie (see ``locality``).
+7. What an answer costs does not depend on the number of leases.
 
 Source: OSDI'18 s4.2.2; leases and direct pushes as in NSDI'21 s4; DESIGN s4.3-5.
 """
@@ -30,6 +32,7 @@ from meshray.messages.node import (
     ReturnLease,
 )
 from meshray.messages.tasks import CancelTask, PushTasks, RecallTasks, TaskEntry, TasksRecalled
+from meshray.session import locality
 from meshray.session.records import PUSHED, QUEUED, Lease, SchedulingClass, Task
 
 if TYPE_CHECKING:
@@ -40,6 +43,10 @@ _DEMAND_MAX = 1000
 
 _STALL_NS = 5 * config.MILLISECOND_NS
 """A worker that has not answered for this long holds a long task: what waits behind it may go elsewhere."""
+
+
+_LOOK_MAX = 64
+"""Leases of a class that are looked through whenever one of them is idle; more than that only every ``_STALL_NS``."""
 
 
 class Submitter:
@@ -60,23 +67,38 @@ class Submitter:
             return 1
         return max(1, min(config.PIPELINE_TASKS_MAX, config.PIPELINE_NS // klass.mean_ns))
 
+    def near_inputs(self, klass: SchedulingClass, task: Task) -> SchedulingClass:
+        """Return the class by which a task with inputs is scheduled; it is the task's from now on. Any thread."""
+        task.klass = locality.class_near_inputs(self.classes, klass, task, self._session.next_seq)
+        return task.klass  # type: ignore[no-any-return]
+
+    def exported(self, klass: SchedulingClass) -> None:
+        """Workers can fetch the function from now on. (leader)"""
+        for part in [klass, *klass.parts.values()]:
+            part.function = klass.function
+            part.ready = True
+            self.pump(part)
+
     def pump(self, klass: SchedulingClass) -> None:
-        """Push what can be pushed, and declare the demand if it has changed."""
+        """Push what can be pushed to any lease, and declare the demand if it has changed."""
         if klass.queue and klass.ready:
             depth = self.depth(klass)
-            stalled_ns = self._session.now_ns - _STALL_NS
-            leases = list(klass.leases.values())
-            if klass.hungry and len(leases) > 1:
-                leases.sort(key=_load)
-            for lease in leases:
-                if not klass.queue:
-                    break
-                count = len(lease.outstanding)
-                if lease.blocked or lease.reclaimed or lease.recalling or (
-                        count and (count * 2 > depth or lease.answered_ns < stalled_ns)):
-                    continue
-                self._feed(lease, (min(depth, klass.max_calls - lease.calls) if klass.max_calls else depth) - count)
+            if klass.hungry or depth > 1:
+                leases = list(klass.leases.values())
+                if klass.hungry and len(leases) > 1:
+                    leases.sort(key=_load)
+                for lease in leases:
+                    if not klass.queue:
+                        break
+                    self._refill(lease, depth)
         self._declare(klass)
+
+    def _refill(self, lease: Lease, depth: int) -> None:
+        """Push to one lease, if it accepts work and has at most half of what it may have."""
+        klass, count = lease.klass, len(lease.outstanding)
+        if not (lease.blocked or lease.reclaimed or lease.recalling or (count and (
+                count * 2 > depth or lease.answered_ns < self._session.now_ns - _STALL_NS))):
+            self._feed(lease, (min(depth, klass.max_calls - lease.calls) if klass.max_calls else depth) - count)
 
     def _feed(self, lease: Lease, room: int) -> None:
         queue = lease.klass.queue
@@ -125,7 +147,7 @@ class Submitter:
     # --- demand --------------------------------------------------------------------------------------------------
 
     def _wanted(self, klass: SchedulingClass) -> int:
-        busy = sum(1 for lease in klass.leases.values() if lease.outstanding)
+        busy = len(klass.leases) - klass.hungry
         waiting = len(klass.queue)
         if not waiting:
             stalled = self._stalled(klass)
@@ -148,10 +170,14 @@ class Submitter:
         klass.declared = wanted
         self._session.to_node(DeclareDemand([Demand(
             klass.number, klass.resources, wanted, klass.name, klass.strategy, len(klass.queue), klass.mean_ns,
-            self._session.references.input_bytes(klass.queue[0]) if klass.queue else None)]))
+            klass.input_bytes or (locality.input_bytes(klass.queue[0]) or None if klass.queue else None))]))
 
     def _stalled(self, klass: SchedulingClass) -> list[Lease]:
         now_ns = self._session.now_ns
+        if len(klass.leases) > _LOOK_MAX:
+            if now_ns - klass.looked_ns < _STALL_NS:
+                return []
+            klass.looked_ns = now_ns
         return [lease for lease in klass.leases.values()
                 if len(lease.outstanding) > 1 and now_ns - lease.answered_ns > _STALL_NS]
 
@@ -169,9 +195,20 @@ class Submitter:
         klass.leases[lease.number] = lease
         self.leases[lease.number] = lease
         klass.hungry += 1
-        self.pump(klass)
+        self._go_on(lease)
         if not lease.outstanding:
             self._recall_for(klass)
+
+    def _go_on(self, lease: Lease) -> None:
+        """A lease can take more: others are looked at only if some have nothing, so that the cost of an answer does not
+        grow with the number of leases."""
+        klass = lease.klass
+        if klass.ready:
+            self._refill(lease, self.depth(klass))
+        if klass.hungry and klass.queue:
+            self.pump(klass)
+        else:
+            self._declare(klass)
 
     def reclaimed(self, message: LeaseReclaimed) -> None:
         """Others wait for this worker: stop feeding it, take back what it has not started."""
@@ -238,7 +275,9 @@ class Submitter:
             else:
                 lease.idle_since_ns = lease.answered_ns
                 klass.hungry += 1
-        if klass.queue:
+        if klass.queue and lease.number in klass.leases:
+            self._go_on(lease)
+        elif klass.queue:
             self.pump(klass)
         elif not lease.outstanding:
             self._dirty[klass.number] = klass

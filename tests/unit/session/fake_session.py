@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -48,6 +49,7 @@ class FakeSession:
         self.driving = SimpleNamespace(try_step=self._step, until=self.block_until)
         self.arena = FakeArena()
         self.pins = FakePins()
+        self.next_seq = itertools.count(1000).__next__
         self._seq = 0
 
     def send(self, route: bytes, message: Any) -> bool:
