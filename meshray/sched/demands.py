@@ -222,9 +222,10 @@ class Demands:
 
     def waiting(self) -> list[Claim]:
         """Return the claims that want more than they hold."""
-        return [claim for claim in self.claims() if claim.missing]
+        return [claim for owner in self.owners.values() if owner.claims
+                for claim in owner.claims.values() if claim.missing]
 
-    def grant(self) -> int:
+    def grant(self, waiting: list[Claim]) -> int:
         """Grant what resources and idle workers allow, in turns; return how many workers more could be used now.
 
         Work that lacks only a worker has its resources set aside in ``room``, so that nobody later in turn takes them
@@ -234,7 +235,7 @@ class Demands:
         needed = 0
         kept: set[str] = set()
         heap = []
-        for position, claim in enumerate(self.waiting()):
+        for position, claim in enumerate(waiting):
             claim.short = claim.missing
             if self._wanted_here(claim):
                 heap.append((self._turn(claim, 0), position, claim, 0))
@@ -303,7 +304,7 @@ class Demands:
 
     # --- asking back ---------------------------------------------------------------------------------------------
 
-    def waiters(self) -> list[Waiter]:
+    def waiters(self, waiting: list[Claim]) -> list[Waiter]:
         """Return who lacks resources here, as ``grant`` found: first of all the workers that went on after waiting,
         for what they took beyond the total."""
         over = dict.fromkeys(self._context.ledger.oversubscribed(), 0)
@@ -312,7 +313,7 @@ class Demands:
             Waiter((claim.owner.name, claim.klass), claim.owner.name, claim.owner.held, len(claim.leases),
                    claim.since_ns, claim.need, min(claim.short, self._wanted_here(claim)), claim.owner.nested,
                    claim.away)
-            for claim in self.waiting() if claim.short and self._wanted_here(claim)]
+            for claim in waiting if claim.short and claim.missing and self._wanted_here(claim)]
 
     def reclaim(self, waiters: list[Waiter]) -> None:
         """Ask back what ``policy`` says others should have."""

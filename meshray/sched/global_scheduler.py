@@ -192,13 +192,12 @@ class GlobalScheduler:
         kinds = roster.suitable(need, strategy)
         if not kinds:
             return Placement([], False, policy.unsuitable(need, strategy, roster.kinds()))
-        able = roster.sample(need, message.count, kinds, exclude=message.exclude or (),
-                             input_bytes=message.input_bytes, spread=strategy.kind == "spread")
-        asker = roster.nodes.get(message.node)
-        return policy.place(
-            need, message.count, able, asker=message.node, spread=strategy.kind == "spread", mean_ns=message.mean_ns,
-            backlog=message.backlog, input_bytes=message.input_bytes,
-            asker_able=asker is not None and policy.suits(asker.total, asker.labels, need, strategy))
+        asker, spread = roster.nodes.get(message.node), strategy.kind == "spread"
+        asker_able = asker is not None and policy.suits(asker.total, asker.labels, need, strategy)
+        able = roster.sample(need, message.count, kinds, exclude=message.exclude or (), crowd=not asker_able,
+                             input_bytes=message.input_bytes, spread=spread)
+        return policy.place(need, message.count, able, asker=message.node, spread=spread, mean_ns=message.mean_ns,
+                            backlog=message.backlog, input_bytes=message.input_bytes, asker_able=asker_able)
 
     def check(self) -> None:
         """Assert that no node is both known and gone, and that the digest is that of the known nodes."""

@@ -355,14 +355,15 @@ class LocalScheduler:
 
     def _schedule(self) -> None:
         context, now_ns = self._context, self._context.now_ns
-        needed = self._actors.place() + self._demands.grant()
+        waiting = self._demands.waiting()
+        needed = self._actors.place() + self._demands.grant(waiting)
         if count := context.pool.to_start(needed, now_ns):
             context.emit(StartWorkers(count))
-        for claim in self._demands.claims():
-            if claim.remote:
+        for claim in waiting:
+            if claim.sought > claim.missing:
                 self._spill.trim(claim)
-        self._spill.seek()
-        waiters = self._demands.waiters() + self._actors.waiters()
+        self._spill.seek(waiting)
+        waiters = self._demands.waiters(waiting) + self._actors.waiters()
         self._waiting = bool(waiters or self._spill.requests or needed)
         self._postponed = bool(waiters) and now_ns - self._reclaim_ns < RECLAIM_NS
         if waiters and not self._postponed:

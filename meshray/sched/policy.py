@@ -43,6 +43,9 @@ AWAY_PATIENCE_NS = 200 * config.MILLISECOND_NS
 SLICE_NS = 50 * config.MILLISECOND_NS
 """A lease held this long goes round when somebody with nothing waits for its resources."""
 
+OWN_SLICE_NS = 200 * config.MILLISECOND_NS
+"""The same between classes of one owner, which wait for each other's results rather than for their share."""
+
 STARVED_NS = 1 * config.SECOND_NS
 """A claim that waited this long has its resources kept free for it, in alternate windows of this length."""
 
@@ -241,7 +244,8 @@ def _victim(waiter: Waiter, free: list[Holding], owners: dict[str, int], claims:
             continue
         elif surplus > 1:
             rank = 1
-        elif not claims.get(waiter.key) and now_ns - holding.since_ns >= SLICE_NS:
+        elif not claims.get(waiter.key) and now_ns - holding.since_ns >= (
+                SLICE_NS if holding.owner != waiter.owner else OWN_SLICE_NS):
             rank = 2
         else:
             continue

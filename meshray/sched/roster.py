@@ -120,22 +120,24 @@ class Roster:
         return found
 
     def sample(self, need: Mapping[str, int], count: int, kinds: Iterable[Kind], *, exclude: Iterable[str] = (),
-               input_bytes: Mapping[str, int] | None = None, spread: bool = False) -> list[Candidate]:
-        """Return some nodes to choose from: holders of the inputs, and of each kind some that have room, or some that
-        have none if there is nothing else. Nodes in ``exclude`` are taken only if there is nobody else."""
+               input_bytes: Mapping[str, int] | None = None, spread: bool = False,
+               crowd: bool = False) -> list[Candidate]:
+        """Return some nodes to choose from: holders of the inputs, and of each kind some that have room, or, if nobody
+        has (``crowd``), some to queue at. Nodes in ``exclude`` are taken only if there is nobody else."""
         chosen: dict[str, Candidate] = {}
         shunned = set(exclude)
         kinds = list(kinds)
         for holder in _largest(input_bytes):
             if holder in self.nodes and self._kind_of[holder] in kinds:
                 chosen[holder] = self.nodes[holder]
-        size = SAMPLE + 2 * count
         for kind in kinds:
             # What needs no CPU may find room where no CPU is free, and what is spread goes to busy nodes as well.
-            from_free = "CPU" in need and kind.free and not spread
-            _turn(kind.free if from_free else kind.members, size, chosen)
+            if "CPU" in need and not spread:
+                _turn(kind.free, SAMPLE + 2 * count, chosen)
+            else:
+                _turn(kind.members, SAMPLE + 2 * count, chosen)
         able = [node for node in chosen.values() if node.node not in shunned]
-        if not any(policy.covers(node.available, need) for node in able):
+        if crowd and not any(policy.covers(node.available, need) for node in able):
             for kind in kinds:
                 _turn(kind.members, SAMPLE, chosen)
             able = [node for node in chosen.values() if node.node not in shunned]

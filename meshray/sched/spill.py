@@ -46,6 +46,9 @@ PLACE_PAUSE_NS = 100 * config.MILLISECOND_NS
 STUCK_PAUSE_NS = 2 * config.SECOND_NS
 """Between two placements of what no node can satisfy; a change of the cluster ends the pause."""
 
+LEASES_MAX = 64
+"""Leases sought in one placement; who wants more asks again at once. Bounds what a replica does for one message."""
+
 HOPS_MAX = 3
 """Times an actor is sent on before it queues where it is."""
 
@@ -86,19 +89,20 @@ class Spill:
 
     # --- asking for places ---------------------------------------------------------------------------------------
 
-    def seek(self) -> None:
-        """Ask for places for everything that cannot or should not wait here."""
-        for claim in self._demands.waiting():
+    def seek(self, waiting: list[Claim]) -> None:
+        """Ask for places for what cannot or should not wait here. ``waiting``: the claims that may lack leases."""
+        for claim in waiting:
             if not claim.owner.node:
                 self._seek_claim(claim)
         for actor in self._actors.waiting():
             self._seek_actor(actor)
 
     def _seek_claim(self, claim: Claim) -> None:
-        key, need = (claim.owner.name, claim.klass), visible(claim.need)
+        key = (claim.owner.name, claim.klass)
         short = claim.missing - claim.sought
         if short <= 0 or self._resting(key):
             return
+        need = visible(claim.need)
         if self._must_move(claim):
             count = short if claim.strategy.kind != "spread" else short - max(0, claim.quota - len(claim.leases))
         elif self._context.view:
@@ -111,8 +115,8 @@ class Spill:
             count = 0
         if count > 0:
             self._ask(key, PlaceDemand(
-                0, self._context.node, need, count, claim.strategy, claim.mean_ns, claim.input_bytes, None,
-                claim.backlog))
+                0, self._context.node, need, min(count, LEASES_MAX), claim.strategy, claim.mean_ns, claim.input_bytes,
+                None, claim.backlog))
 
     def _must_move(self, claim: Claim) -> bool:
         context, strategy = self._context, claim.strategy
@@ -287,6 +291,8 @@ class Spill:
             return False
         endpoint = lease.claim.remote[lease.node].endpoint
         self._release(lease)
+        if not kill and not lease.claim.missing:
+            self._hand_over(lease, endpoint)
         self._context.send_to(lease.node, endpoint, ReturnRemoteLease([number], kill))
         return True
 
@@ -296,6 +302,17 @@ class Spill:
         if lease is not None:
             self._release(lease)
             self._context.send(lease.claim.owner.route, message)
+
+    def _hand_over(self, lease: RemoteLease, endpoint: str) -> None:
+        """A worker elsewhere is not needed any longer: seek it for another class of the same owner that waits."""
+        given = lease.claim
+        for claim in given.owner.claims.values():
+            if claim is not given and claim.missing > claim.sought and claim.need == given.need and not claim.away and (
+                    claim.strategy == given.strategy) and claim.strategy.kind == "default":
+                ask = claim.ask(lease.node, endpoint, 1)
+                ask.progress_ns = self._context.now_ns
+                self._send_ask(claim, lease.node, ask)
+                return
 
     def _release(self, lease: RemoteLease) -> None:
         """A lease of another node has ended; another one is sought there if it is still missed."""

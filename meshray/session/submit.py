@@ -327,9 +327,11 @@ class Submitter:
         if now_ns < self._next_sweep_ns:
             return
         self._next_sweep_ns = now_ns + _STALL_NS * 2
+        # Where another class waits for workers, nobody keeps one for work that may come.
+        waits = any(klass.queue and klass.ready and not klass.hungry for klass in self.classes.values())
         for klass in list(self._dirty.values()):
-            if not klass.queue and all(not lease.outstanding for lease in klass.leases.values()):
-                self._rest(klass, now_ns)
+            if not klass.queue and klass.hungry:
+                self._rest(klass, now_ns - (0 if waits else config.LEASE_IDLE_NS))
             if not klass.leases and not klass.queue:
                 self._declare(klass)
                 self._dirty.pop(klass.number, None)
@@ -341,9 +343,9 @@ class Submitter:
                 else:
                     self._declare(lease.klass)
 
-    def _rest(self, klass: SchedulingClass, now_ns: int) -> None:
+    def _rest(self, klass: SchedulingClass, since_ns: int) -> None:
         idle = [lease for lease in klass.leases.values()
-                if now_ns - lease.idle_since_ns > config.LEASE_IDLE_NS and not _spent(lease)]
+                if not lease.outstanding and lease.idle_since_ns < since_ns and not _spent(lease)]
         for lease in idle:
             self._give_back(lease)
 

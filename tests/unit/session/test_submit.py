@@ -96,6 +96,41 @@ def test_a_worker_that_does_not_answer_gets_no_more() -> None:
     assert session.pushed() == {1: [[3, 4]]}
 
 
+def test_an_idle_lease_is_returned_although_others_of_its_class_are_busy() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    session.new_tasks(klass, 2)
+    session.grant(klass, 1)
+    session.grant(klass, 2)
+    session.finish(1, [1])
+    session.now_ns += config.LEASE_IDLE_NS // 2
+    session.submitter.sweep(session.now_ns)
+    assert session.take_sent(ReturnLease) == [], "work may come"
+    other = session.new_class()
+    session.new_tasks(other, 1)
+    session.submitter.pump(other)
+    session.now_ns += config.LEASE_IDLE_NS // 4
+    session.submitter.sweep(session.now_ns)
+    assert session.take_sent(ReturnLease) == [ReturnLease([1])], "work of another class is there"
+    check(session, klass)
+
+
+def test_the_cost_of_an_answer_does_not_grow_with_the_leases() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=100 * config.PIPELINE_NS)
+    session.new_tasks(klass, 2000)
+    for number in range(1, 501):
+        session.grant(klass, number)
+    session.pushed()
+    refilled = []
+    session.submitter._refill, refill = lambda lease, depth: (refilled.append(lease.number), refill(lease, depth)), (
+        session.submitter._refill)
+    session.finish(7, [7], mean_ns=100 * config.PIPELINE_NS)
+    assert refilled == [7]
+    assert session.pushed() == {7: [[501]]}
+    check(session, klass)
+
+
 def test_a_function_that_workers_cannot_fetch_yet_is_not_pushed() -> None:
     session = FakeSession()
     klass = session.new_class()
