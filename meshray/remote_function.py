@@ -103,6 +103,8 @@ def submit(session: Session, klass: SchedulingClass, args: tuple[Any, ...], kwar
     if task.waits_for:
         session.outcomes.pending[seq] = task
         session.call(lambda: session.outcomes.wait_for_arguments(task))
+    elif task.slots is not None or task.blob is not None:
+        session.enqueue(session.submitter.near_inputs(klass, task), task)
     else:
         session.enqueue(klass, task)
     return returns if klass.num_returns else None

@@ -63,6 +63,8 @@ class Registered(Message, tag=31):
     network: str = ""
     pin_slot: int = 0
     """This session's part of the board behind the arena (``store.pins``)."""
+    locality: bool = True
+    """Whether tasks go where their inputs are."""
 
 
 class RegisterRefused(Message, tag=32):

@@ -148,7 +148,8 @@ class NodeSessions:
         return Send(member.route, Registered(
             node.node, settings.node_name, member.job, member.namespace, settings.arena_path,
             settings.object_store_bytes, node.gcs.shards, settings.run_dir, settings.cluster, node.total,
-            bool(settings.embedded_pid), node.pid, node.endpoint if settings.network else "", member.pin_slot))
+            bool(settings.embedded_pid), node.pid, node.endpoint if settings.network else "", member.pin_slot,
+            settings.locality))
 
     def _write_job(self, row: tables.JobRow, now_ns: int,
                    done: Callable[[Answered, int], list[Any]] | None = None) -> list[Any]:

@@ -316,8 +316,6 @@ class Session:
 
     def enqueue(self, klass: SchedulingClass, task: Task) -> None:
         """Take a task whose arguments all have values. Called by any thread."""
-        if task.slots is not None or task.blob is not None:
-            klass = self.submitter.near_inputs(klass, task)
         self.outcomes.pending[task.seq] = task
         queue = klass.queue
         queue.append(task)

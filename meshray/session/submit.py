@@ -69,8 +69,9 @@ class Submitter:
 
     def near_inputs(self, klass: SchedulingClass, task: Task) -> SchedulingClass:
         """Return the class by which a task with inputs is scheduled; it is the task's from now on. Any thread."""
-        task.klass = locality.class_near_inputs(self.classes, klass, task, self._session.next_seq)
-        return task.klass  # type: ignore[no-any-return]
+        if self._session.surroundings.locality:
+            task.klass = klass = locality.class_near_inputs(self.classes, klass, task, self._session.next_seq)
+        return klass
 
     def exported(self, klass: SchedulingClass) -> None:
         """Workers can fetch the function from now on. (leader)"""
@@ -170,7 +171,7 @@ class Submitter:
         klass.declared = wanted
         self._session.to_node(DeclareDemand([Demand(
             klass.number, klass.resources, wanted, klass.name, klass.strategy, len(klass.queue), klass.mean_ns,
-            klass.input_bytes or (locality.input_bytes(klass.queue[0]) or None if klass.queue else None))]))
+            klass.input_bytes)]))
 
     def _stalled(self, klass: SchedulingClass) -> list[Lease]:
         now_ns = self._session.now_ns

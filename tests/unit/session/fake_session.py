@@ -49,6 +49,7 @@ class FakeSession:
         self.driving = SimpleNamespace(try_step=self._step, until=self.block_until)
         self.arena = FakeArena()
         self.pins = FakePins()
+        self.surroundings = SimpleNamespace(locality=True)
         self.next_seq = itertools.count(1000).__next__
         self._seq = 0
 
