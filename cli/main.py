@@ -20,6 +20,7 @@ from .clusters import down, schema, up
 from .demo_command import demo
 from .doctor import doctor
 from .exits import EXIT_INTERRUPTED, Failed, NotFound, WrongFile
+from .keys import keys
 from .listing import list_rows
 from .logs import logs
 from .status import status
@@ -40,7 +41,8 @@ configuration, 130 interrupted.
 
 \b
 Environment: MESHRAY_ADDRESS (cluster to talk to), MESHRAY_RUN_ROOT (where run
-directories lie), NO_COLOR.
+directories lie), MESHRAY_STATE_DIR (where keys lie), MESHRAY_KEY_FILE (key by
+which this user joins clusters of other machines), NO_COLOR.
 
 \b
 Completion (bash; zsh and fish alike):
@@ -74,7 +76,7 @@ def main() -> None:
     """Start, watch and end meshray clusters."""
 
 
-for _command in (up, down, status, list_rows, logs, timeline, demo, doctor, schema):
+for _command in (up, down, status, list_rows, logs, timeline, demo, doctor, schema, keys):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 from meshray import config, options
 from meshray.actor import ActorClass, ActorHandle, handle_of
+from meshray.node_config import NodeConfig
 from meshray.object_ref import PENDING, READY, ObjectRef
 from meshray.remote_function import RemoteFunction
 from meshray.session import current, getting
@@ -61,14 +62,17 @@ def init(address: str | None = None, *, num_cpus: float | None = None, num_gpus:
     """Join a cluster, or start one that lives as long as this program.
 
     ``address``: None takes MESHRAY_ADDRESS if set, else starts an embedded cluster; ``"local"`` always starts one;
-    ``"auto"`` joins the cluster that ``meshray up`` started last; a name or ``ipc://`` endpoint joins that one.
+    ``"auto"`` joins the cluster that ``meshray up`` started last; a name or ``ipc://`` endpoint joins that one;
+    ``tcp://HOST:PORT#KEY`` joins a cluster of other machines (``meshray keys list`` shows its addresses) by this
+    machine's key (``meshray keys add driver``, or the file named in MESHRAY_KEY_FILE), with an object store of
+    ``object_store_memory`` here.
     ``num_cpus``, ``num_gpus``, ``resources``, ``memory`` and ``object_store_memory`` (bytes) describe the embedded
     cluster; what has no room in the store goes to files below ``spill_directory`` (a disk that it finds by itself), at
     most ``spill_max`` bytes (0: never, None: what the disk takes).
     ``namespace`` is where this program's named actors live; without one they are visible to this job only.
     Other arguments of Ray's ``init`` that change nothing here are accepted if they are known, refused otherwise.
     Raise RuntimeError if this process is connected already (unless ``ignore_reinit_error``), ClusterNotFoundError,
-    ClusterStartError.
+    ClusterStartError, KeyFileError, KeyRefusedError.
     """
     _check_ignored(ignored)
     with _init_lock:
@@ -81,11 +85,17 @@ def init(address: str | None = None, *, num_cpus: float | None = None, num_gpus:
                      "object_store_memory": object_store_memory, "spill_directory": spill_directory,
                      "spill_max": spill_max}
         wanted = address or os.environ.get("MESHRAY_ADDRESS") or "local"
-        if wanted != "local" and any(value is not None for value in described.values()):
-            given = [name for name, value in described.items() if value is not None]
+        given = [name for name, value in described.items() if value is not None]
+        own_node = wanted.startswith("tcp://") and given == ["object_store_memory"]
+        if wanted != "local" and given and not own_node:
             raise ValueError(f"{', '.join(given)} describe a new cluster, but address={wanted!r} joins one: leave "
                              "them out, or pass address='local'")
-        session = _start_embedded(described, namespace or "") if wanted == "local" else _join(wanted, namespace or "")
+        if wanted == "local":
+            session = _start_embedded(described, namespace or "")
+        elif wanted.startswith("tcp://"):
+            session = _start_visiting(wanted, object_store_memory, namespace or "")
+        else:
+            session = _join(wanted, namespace or "")
         _adopt(session, log_to_driver)
         return _facts(session)
 
@@ -107,9 +117,20 @@ def _check_ignored(ignored: dict[str, Any]) -> None:
 
 
 def _start_embedded(described: dict[str, Any], namespace: str) -> Session:
+    from meshray.processes import launch
+
+    return _with_own_node(launch.embedded_config(**described), namespace)
+
+
+def _start_visiting(address: str, object_store_memory: int | None, namespace: str) -> Session:
+    from meshray.processes import visiting
+
+    return _with_own_node(visiting.visiting_config(address, object_store_memory=object_store_memory), namespace)
+
+
+def _with_own_node(settings: NodeConfig, namespace: str) -> Session:
     from meshray.processes import launch, process_identity
 
-    settings = launch.embedded_config(**described)
     node = launch.start_node(settings)
     try:
         session = join(node.endpoint, kind="driver", namespace=namespace, entrypoint=" ".join(sys.argv))

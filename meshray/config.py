@@ -54,6 +54,9 @@ LINK_NEWS_BYTES = 1 * MIB
 LINK_FRAME_BYTES = 128
 """What a frame on the way counts beside its content, so that many small ones are bounded too."""
 
+LINK_GUESTS_MAX = 10_000
+"""Nodes and tools that have connected and are in none of the cluster's books yet; beyond it the first is dropped."""
+
 LINK_QUEUE_MAX = 4_096
 """Messages received from one other node and not yet taken from ZeroMQ; beyond it TCP makes the sender wait."""
 

@@ -179,6 +179,10 @@ class KeyFileError(MeshrayError):
     """A key file is missing, no key file, or open to others."""
 
 
+class KeyRefusedError(MeshrayError, PermissionError):
+    """A cluster does not let this key in; the message says how its owner would."""
+
+
 class WorkerCrashedError(MeshrayError):
     """The worker died while it ran the task; the message has pid, node, signal and its last words."""
 

@@ -16,6 +16,7 @@ object    object id                ObjectRow      size, locations and holders of
 actor     actor id                 ActorRow       where the actor lives and how to build it again
 name      ``name_key``             the actor id   who has the name; claimed with PUT_IF_ABSENT
 kv        ``name_key``             any bytes      the user's key-value pairs
+key       public key, 64 hex       KeyRow         whether the owner of a key may come in, over the network
 event     process name + slot      any bytes      a ring for each process: slot = number modulo the ring's size
 ========  =======================  =============  ===================================================================
 
@@ -36,9 +37,9 @@ from meshray.messages.node import ActorSpec, Death
 from meshray.messages.tasks import Location, RefInfo, TaskEntry
 
 NODE, JOB, FUNCTION, TASK, OBJECT = "node", "job", "function", "task", "object"
-ACTOR, NAME, KV, EVENT = "actor", "name", "kv", "event"
+ACTOR, NAME, KV, EVENT, KEY = "actor", "name", "kv", "event", "key"
 
-TABLES = (NODE, JOB, FUNCTION, TASK, OBJECT, ACTOR, NAME, KV, EVENT)
+TABLES = (NODE, JOB, FUNCTION, TASK, OBJECT, ACTOR, NAME, KV, EVENT, KEY)
 """Every table; a shard refuses all others."""
 
 
@@ -128,11 +129,20 @@ class ActorRow(Part):
     created_wall_ns: int = 0
 
 
+class KeyRow(Part):
+    """A public key. ``state``: allowed, revoked; an allowed one is out from ``until_wall_ns`` on (0: never)."""
+
+    name: str
+    state: str
+    until_wall_ns: int = 0
+
+
 AnyRow = TypeVar("AnyRow", bound=Part)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Part], msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (NodeRow, JobRow, FunctionRow, TaskRow, ObjectRow, ActorRow)
+    kind: msgspec.msgpack.Decoder(kind)
+    for kind in (NodeRow, JobRow, FunctionRow, TaskRow, ObjectRow, ActorRow, KeyRow)
 }
 
 

@@ -19,6 +19,7 @@ from meshray.gcs.client import GcsClient
 from meshray.gcs.requests import Answered, RowChanged, Synced
 from meshray.ids import process_name
 from meshray.machine import Connect, Disconnect, Received, Send, Stop, Tick, Undeliverable
+from meshray.messages import keys as key_messages
 from meshray.messages import node as messages
 from meshray.messages import objects, sched, state
 from meshray.messages.chain import ServerDied
@@ -30,6 +31,7 @@ from meshray.processes.node_describe import Describer
 from meshray.processes.node_events import (
     DriverExited,
     ForkWorker,
+    GreetNode,
     KillWorker,
     LinesWritten,
     LogsRead,
@@ -39,6 +41,7 @@ from meshray.processes.node_events import (
     WorkerForked,
     WorkerForkFailed,
 )
+from meshray.processes.node_keys import NodeKeys
 from meshray.processes.node_sessions import NodeSessions
 from meshray.processes.supervision import Supervisor
 from meshray.resources import UNITS_PER_ONE
@@ -92,7 +95,9 @@ class NodeMachine:
         self.peers: dict[str, str] = {}
         """Other nodes: id -> endpoint."""
         self._names = {node: settings.node_name}
+        self._connects = settings.network is not None and settings.network.connect_only
         self.actors = NodeActors(self)
+        self.keys = NodeKeys(self)
         self.describer = Describer(self)
         self._supervisor = Supervisor(
             [*settings.host_shards, *settings.host_masters] if settings.masters else ())
@@ -112,6 +117,8 @@ class NodeMachine:
             objects.ObjectsFreed: self._objects_freed,
             objects.HoldersDied: self._holders_died,
             objects.CheckProcesses: self.sessions.check_living,
+            key_messages.ChangeKey: self.keys.change,
+            key_messages.AskWay: self.keys.way,
             state.LogLines: lambda event, now_ns: self._deliver_lines(event.message),
         }
         self._by_event: dict[type, Callable[[Any, int], list[Any]]] = {
@@ -186,7 +193,7 @@ class NodeMachine:
         effects = self.write([Op(tables.NODE, self.node.encode(), tables.encode(row))], now_ns)
         if self.settings.embedded_pid:
             effects.append(WatchDriver(self.settings.embedded_pid))
-        return effects + self.schedule(Tick(), now_ns)
+        return effects + self.keys.begin(now_ns) + self.schedule(Tick(), now_ns)
 
     # --- control store -------------------------------------------------------------------------------------------
 
@@ -210,10 +217,10 @@ class NodeMachine:
         self._asked[request] = done
         return self._gcs_done(effects, now_ns)
 
-    def watch(self, table: str, key: bytes, now_ns: int,
-              changed: Callable[[RowChanged, int], list[Any]]) -> tuple[int, list[Any]]:
-        """Follow a row; return the watch and effects."""
-        watch, effects = self.gcs.watch(table, key, now_ns)
+    def watch(self, table: str, key: bytes, now_ns: int, changed: Callable[[RowChanged, int], list[Any]], *,
+              prefix: bool = False) -> tuple[int, list[Any]]:
+        """Follow a row, or all whose key has this prefix; return the watch and effects."""
+        watch, effects = self.gcs.watch(table, key, now_ns, prefix=prefix)
         self._watched[watch] = changed
         return watch, self._gcs_done(effects, now_ns)
 
@@ -286,11 +293,15 @@ class NodeMachine:
     # --- other nodes ---------------------------------------------------------------------------------------------
 
     def _view(self, view: ClusterView, now_ns: int) -> list[Any]:
+        effects: list[Any] = []
         for load in view.nodes:
             if load.node != self.node:
+                if self._connects and load.node not in self.peers:
+                    effects += [Connect(load.node, load.endpoint), GreetNode(load.node)]
                 self.peers[load.node] = load.endpoint
                 self._names[load.node] = load.name
-        return [effect for node in view.gone if node in self.peers for effect in self._peer_gone(node, now_ns)]
+        gone = [node for node in view.gone if node in self.peers]
+        return effects + [effect for node in gone for effect in self._peer_gone(node, now_ns)]
 
     def name_of_node(self, node: str) -> str:
         """Return what users call a node, also one that is gone; its id if it was never heard of."""

@@ -96,6 +96,8 @@ class Describer:
             rows["demands"] += [{**row, "session": row["owner"], "count": row["missing"], "reason": row["infeasible"],
                                  "state": "infeasible" if row["infeasible"] else "pending"}
                                 for row in described["demands"] if row["missing"] > 0]
+        if "keys" in rows and not request.forwarded:
+            rows["keys"] += node.keys.describe()
         if "objects" in rows:
             rows["objects"] += [{**row, "node": settings.node_name}
                                 for row in node.store.directory.describe(request.limit)]

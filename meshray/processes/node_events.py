@@ -72,6 +72,12 @@ class StartService(msgspec.Struct, frozen=True, gc=False):
     name: str
 
 
+class GreetNode(msgspec.Struct, frozen=True, gc=False):
+    """Effect: open a connection to another node now, because it cannot open one to us."""
+
+    node: str
+
+
 class WatchDriver(msgspec.Struct, frozen=True, gc=False):
     """Effect: report when the process ends (DriverExited). Watching twice is a no-op."""
 

@@ -23,11 +23,13 @@ from meshray.ids import process_name
 from meshray.machine import Received
 from meshray.messages.state import StopCluster
 from meshray.node_config import NodeConfig, NodeFile
-from meshray.processes import run_dirs
+from meshray.processes import run_dirs, state_dirs
+from meshray.processes.key_ring import KeyRing
 from meshray.processes.node import NodeMachine
 from meshray.processes.node_events import (
     DriverExited,
     ForkWorker,
+    GreetNode,
     KillWorker,
     LogsRead,
     ReadLogs,
@@ -35,6 +37,7 @@ from meshray.processes.node_events import (
     StartService,
     WatchDriver,
 )
+from meshray.processes.node_keys import SetKey
 from meshray.processes.service import ZYGOTE
 from meshray.processes.services import Services
 from meshray.processes.worker_logs import WorkerLogs
@@ -47,7 +50,6 @@ from meshray.store.events import DigestObject, DropChunks, PopulateRange, Restor
 from meshray.store.pins import PinBoard
 from meshray.store.service import StoreService
 from meshray.store.spill_files import SpillFiles
-from meshray.transport.curve import AllowList
 from meshray.transport.endpoints import NODE_PROCESS
 from meshray.transport.host import Host
 from meshray.transport.links import Links
@@ -73,6 +75,7 @@ class NodeProcess:
         self._disk = Background(self.arena, self._spill_files)
         self._logs = WorkerLogs(os.path.join(settings.run_dir, "logs"))
         self._zygote = ZygoteLink(zygote, self._logs)
+        self._ring: KeyRing | None = None
         self.peers, self.control = self._open_peers()
         self.machine = self._make_machine()
         self.host = Host(
@@ -83,7 +86,8 @@ class NodeProcess:
                      ReadLogs: lambda effect: [*self._logs.read_all(), LogsRead(effect.driver, effect.stop_cluster)],
                      DigestObject: self._background.submit, PopulateRange: self._background.submit,
                      WriteRange: self._write_range, SpillObject: self._disk.submit, RestoreObject: self._disk.submit,
-                     DropChunks: self._disk.submit},
+                     DropChunks: self._disk.submit, SetKey: self._set_key,
+                     GreetNode: lambda effect: self._switch.greet(effect.node)},
             sources={self._zygote.fileno(): self._zygote_events, self._background.fd: self._background.drain,
                      self._disk.fd: self._disk.drain})
 
@@ -94,12 +98,16 @@ class NodeProcess:
         if settings.network is None:
             return local, ""
         try:
-            links = Links(self.node, settings.network, AllowList(settings.network.allowed))
+            known = (os.path.join(settings.run_dir, "keys.json") if settings.embedded_pid
+                     else state_dirs.allow_list_file(settings.cluster, settings.node_name))
+            self._ring = KeyRing(settings.network.allowed, known, time.time_ns())
+            links = Links(self.node, settings.network, self._ring.allowed)
+            self._ring.allowed.when_revoked(links.revoke)
         except BaseException:
             local.close()
             raise
-        return Switch(local, links, node=self.node, node_name=settings.node_name,
-                      run_dir=settings.run_dir), links.endpoint
+        self._switch = Switch(local, links, node=self.node, node_name=settings.node_name, run_dir=settings.run_dir)
+        return self._switch, links.endpoint
 
     def _make_machine(self) -> NodeMachine:
         settings = self.settings
@@ -149,7 +157,13 @@ class NodeProcess:
             effects += self.machine.handle(event, now_ns)
         self.host.apply(effects, now_ns)
 
+    def _set_key(self, effect: SetKey) -> None:
+        assert self._ring is not None, "only a cluster with a network has keys"
+        self._ring.apply(effect.key, effect.row, time.time_ns())
+
     def _look(self) -> list[Any]:
+        if self._ring is not None:
+            self._ring.tick(time.time_ns())
         events: list[Any] = list(self._logs.read())
         if self._signals:  # a service that ends now was ended by the same signal, and is not to start again
             return [*events, Received(b">nobody", StopCluster(0, "SIGTERM"))]

@@ -22,8 +22,11 @@ from meshray.errors import ClusterNotFoundError, NodeDiedError
 from meshray.ids import process_name
 from meshray.messages.base import Message
 from meshray.messages.state import ClusterStopping, DescribeCluster, Description, StopCluster
-from meshray.processes import run_dirs
+from meshray.processes import run_dirs, state_dirs
+from meshray.transport.caller import Caller
 from meshray.transport.codec import decode, encode
+from meshray.transport.curve import KeyPair
+from meshray.transport.endpoints import NODE_PROCESS, Tcp, parse
 from meshray.transport.sockets import Peers
 
 ANSWER_TIMEOUT_S = 10.0
@@ -45,9 +48,8 @@ class NodeClient:
             raise ClusterNotFoundError(f"no node answers at {endpoint}: start a cluster with meshray up FILE, or give "
                                        "another address")
         name = process_name("tool", os.urandom(6))
-        directory = os.path.dirname(_path(endpoint)) if endpoint.startswith("ipc://") else run_dirs.open_root()
-        self._peers = Peers(name, run_dirs.endpoint(directory, name))
-        self._route = self._peers.connect("node", endpoint)
+        self._peers = _call(name, endpoint)
+        self._route = self._peers.connect(NODE_PROCESS, endpoint)
 
     def ask(self, message: Message, answer_type: type[Answer], *, timeout_s: float | None = None) -> Answer:
         """Send ``message`` and return the answer of that type (and, if they have one, the same ``cookie``).
@@ -95,6 +97,19 @@ class NodeClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
         self.close()
+
+
+def _call(name: str, endpoint: str) -> Peers | Caller:
+    """Return a connection to the node at ``endpoint``. Raise KeyFileError, or ClusterNotFoundError if it is none."""
+    if endpoint.startswith("ipc://"):
+        return Peers(name, run_dirs.endpoint(os.path.dirname(_path(endpoint)), name))
+    try:
+        node = parse(endpoint)
+    except ValueError as error:
+        raise ClusterNotFoundError(str(error)) from None
+    if not isinstance(node, Tcp):
+        raise ClusterNotFoundError(f"{endpoint!r} is not an address of a node: it is ipc://PATH or tcp://HOST:PORT#KEY")
+    return Caller(name, node, KeyPair.load(state_dirs.find_key_file()))
 
 
 def is_listening(endpoint: str) -> bool:

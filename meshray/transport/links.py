@@ -2,11 +2,11 @@
 
 *Shell (zmq, sockets, clock).* Runs in node processes of clusters with a network.
 
-1. A peer is its public key, which CURVE has proved: in connections that came in it is on every frame (``User-Id``), in
-   those that we opened it is the key that we asked for. What a peer says of itself is believed only as far as its key
-   goes: a node id belongs to the key that first showed it.
-2. Two nodes need one connection, whoever opened it; messages to a node keep to one as long as it lives, so they stay in
-   order.
+1. A peer has proved its public key: in connections that came in it is on every frame (``User-Id``), in those that we
+   opened it is the key that we asked for. What a peer says of itself is believed only as far as its key goes: a node id
+   belongs to the key that first showed it.
+2. Each side of a connection first says its node id. Two nodes need one connection, whoever opened it; messages to a
+   node keep to one as long as it lives, so they stay in order.
 3. What is on the way to a peer is bounded in bytes (``LINK_BYTES_MAX``): a peer that stops reading is refused more, and
    dropped. No other peer notices.
 4. A key that is revoked loses its connections at once, also those that never said a word.
@@ -36,13 +36,14 @@ from meshray.transport.endpoints import Tcp, bind_address, parse
 
 log = logging.getLogger("meshray.network")
 
-_EVENTS = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
-              | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+_EVENTS = int(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+              | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+              | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 _MS = config.MILLISECOND_NS
 
 
-class Link(msgspec.Struct, gc=False):
-    """What there is between this node and the owner of one key."""
+class Link(msgspec.Struct, eq=False):
+    """What there is between this node and another."""
 
     key: str
     address: str = ""
@@ -62,7 +63,8 @@ class Link(msgspec.Struct, gc=False):
     retry_ns: int = 0
     """When to ask one that refused us again."""
     connected_to: str = ""
-    """The address of ``out_route`` in numbers."""
+    """The address of ``out_route`` in numbers, and the descriptor of its connection."""
+    descriptor: int = -1
 
 
 class Links:
@@ -77,17 +79,18 @@ class Links:
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         self._gate = Gate(self._context, allowed)
         self.socket: zmq.Socket[Any] = self._context.socket(zmq.ROUTER)
-        self._keys: dict[str, str] = {}
-        """Node id or name -> key."""
-        self._links: dict[str, Link] = {}
+        self._names: dict[str, Link] = {}
+        """By node id, those of seeds by node name too."""
+        self._guests: dict[str, None] = {}
+        """Ids that only their owners have told us, oldest first."""
         self._by_route: dict[bytes, Link] = {}
         self._by_address: dict[str, Link] = {}
         self.dropped = 0
         """Messages from peers that may not send them."""
+        self.monitor: Any = self.socket.get_monitor_socket(_EVENTS)
         try:
             self._set_options()
             self.endpoint = self._listen()
-            self.monitor: Any = self.socket.get_monitor_socket(_EVENTS)
             for name, seed in network.seeds.items():
                 self.learn(name, seed)
         except BaseException:
@@ -128,41 +131,34 @@ class Links:
         tcp = parse(endpoint)
         if not isinstance(tcp, Tcp):
             raise ValueError(f"node {node} cannot be reached at {endpoint!r}: it is tcp://HOST:PORT#KEY")
-        self._keys[node] = tcp.key
-        link = self._link(tcp.key)
+        self._guests.pop(node, None)
+        link = self._names.get(node)
+        if link is None or link.key != tcp.key:
+            same = (each for each in self._names.values() if (each.key, each.address) == (tcp.key, tcp.address))
+            link = self._names[node] = next(same, None) or Link(tcp.key)
         if link.address != tcp.address:
             self._close_out(link)
             link.address = tcp.address
             link.refused = ""
 
     def forget(self, node: str) -> None:
-        """A node is gone: close what we opened, unless its key goes by other names too."""
-        key = self._keys.get(node)
-        if key is None or node in self._network.seeds:
+        """A node is gone: close its connections, unless it goes by other names too."""
+        link = self._names.get(node)
+        if link is None or node in self._network.seeds:
             return
-        del self._keys[node]
-        if key not in self._keys.values():
-            self.drop(key)
-            self._links.pop(key, None)
-
-    def knows(self, node: str) -> bool:
-        """Whether there may be a way to that node."""
-        return node in self._keys
+        del self._names[node]
+        self._guests.pop(node, None)
+        if link not in self._names.values():
+            self._drop(link)
 
     def owns(self, link: Link, node: str) -> bool:
-        """Whether messages of this link may come from ``node``; a node that nobody has named yet is from now on its."""
-        key = self._keys.setdefault(node, link.key)
-        return key == link.key
-
-    def _link(self, key: str) -> Link:
-        link = self._links.get(key)
-        if link is None:
-            link = self._links[key] = Link(key)
-        return link
+        """Whether messages of this link may come from ``node``."""
+        known = self._names.get(node)
+        return known is not None and known.key == link.key
 
     def open(self, node: str) -> Link | None:
         """Connect to a node if there is no connection yet; None if that is not possible."""
-        link = self._links.get(self._keys.get(node, ""))
+        link = self._names.get(node)
         return self.open_link(link) if link is not None else None
 
     def open_link(self, link: Link) -> Link | None:
@@ -244,7 +240,7 @@ class Links:
             log.warning("%s has taken nothing for %d s with %d MiB on the way: its connection is dropped",
                         self._called(link), config.LINK_STALL_NS // config.SECOND_NS,
                         link.outstanding_bytes // config.MIB)
-            self.drop(link.key)
+            self._drop(link)
         return False
 
     def receive(self) -> tuple[Link, bytes, list[Any]] | None:
@@ -265,7 +261,7 @@ class Links:
                 return None
         head = first.bytes
         if head[:4] == relay.NEWS_SIGNATURE:
-            self._heard(link, relay.decode_news(head))
+            self._heard(link, head)
             return None
         link.untold_bytes += len(head) + sum(map(len, rest)) + config.LINK_FRAME_BYTES * (1 + len(rest))
         if link.untold_bytes >= config.LINK_NEWS_BYTES:
@@ -273,14 +269,23 @@ class Links:
         return link, head, rest
 
     def _admit(self, route: bytes, frame: Any) -> Link | None:
-        """The first message of a connection that came in: it is the key's latest."""
+        """The first message of a connection that came in says which node it is; it is that node's latest."""
         try:
             key = frame.get("User-Id")
         except zmq.ZMQError:
             return None
-        if self.allowed.name_of(key) is None:
+        news = relay.decode_news(frame.bytes)
+        if self.allowed.name_of(key) is None or type(news) is BadFrame:
             return None
-        link = self._link(key)
+        link = self._names.get(news.node)
+        if link is None:
+            link = self._names[news.node] = Link(key)
+            self._guests[news.node] = None
+            if len(self._guests) > config.LINK_GUESTS_MAX:
+                self.forget(next(iter(self._guests)))
+        elif link.key != key:
+            log.warning("%s says that it is node %s, which has another key", self._called(Link(key)), news.node)
+            return None
         self._by_route.pop(link.in_route, None)
         if link.route == link.in_route:
             link.route = b""
@@ -292,12 +297,12 @@ class Links:
             self._use(link, route)
         return link
 
-    def _heard(self, link: Link, news: Any) -> None:
+    def _heard(self, link: Link, head: bytes) -> None:
+        news = relay.decode_news(head)
         if type(news) is BadFrame:
             log.warning("%s: %s", self._called(link), news.reason)
             return
-        if not self.owns(link, news.node):
-            log.warning("%s says that it is node %s, which has another key", self._called(link), news.node)
+        self._names.setdefault(news.node, link)
         link.outstanding_bytes = max(0, link.outstanding_bytes - news.received_bytes)
         link.progress_ns = time.monotonic_ns()
 
@@ -317,11 +322,15 @@ class Links:
         if link is None:
             return
         kind = event["event"]
-        if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        if kind == zmq.EVENT_CONNECTED:
+            link.descriptor = int(event["value"])
+        elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             link.refused = ""
-            link.outstanding_bytes = 0
         elif kind == zmq.EVENT_DISCONNECTED:
-            link.outstanding_bytes = 0
+            # ZeroMQ would connect again, and send what waits before the news that must come first.
+            if link.descriptor == int(event["value"]) and not link.refused:
+                self._close_out(link)
+                self.open_link(link)
         elif not link.refused:
             link.refused = (f"it does not let our key in: run meshray keys add NAME {self._pair.public} there"
                             if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -329,16 +338,8 @@ class Links:
             link.retry_ns = time.monotonic_ns() + config.LINK_RETRY_NS
             log.warning("%s at %s: %s", self._called(link), link.address, link.refused)
 
-    def refusal(self, node: str) -> str:
-        """Return why a node refuses us, empty if it does not."""
-        link = self._links.get(self._keys.get(node, ""))
-        return link.refused if link is not None else ""
-
-    def drop(self, key: str) -> None:
-        """Close all connections with the owner of ``key``; it may come again if its key is allowed."""
-        link = self._links.get(key)
-        if link is None:
-            return
+    def _drop(self, link: Link) -> None:
+        """Close all connections with a node; it may come again if its key is allowed."""
         self._close_out(link)
         if link.in_route:
             self._by_route.pop(link.in_route, None)
@@ -349,8 +350,10 @@ class Links:
 
     def revoke(self, key: str) -> None:
         """Close what the owner of a key that is no longer allowed has open, and what has not said whose it is."""
-        self.drop(key)
-        known = {link.in_peer for link in self._links.values() if link.in_route}
+        for link in set(self._names.values()):
+            if link.key == key:
+                self._drop(link)
+        known = {link.in_peer for link in self._names.values() if link.in_route}
         for descriptor, peer in connections.accepted(self._port):
             if peer not in known:
                 connections.shut(descriptor)
@@ -368,13 +371,14 @@ class Links:
         if link.route == link.out_route:
             link.route = b""
         link.out_route = b""
+        link.descriptor = -1
 
     def _called(self, link: Link) -> str:
         return f"node {self.allowed.name_of(link.key) or ''} (key {link.key[:12]}...)"
 
     def statistics(self) -> dict[str, int]:
         """Return counters for ``status``."""
-        return {"links": sum(1 for link in self._links.values() if link.route), "keys_refused": self._gate.refused,
+        return {"links": sum(1 for link in set(self._names.values()) if link.route), "keys_refused": self._gate.refused,
                 "messages_refused": self.dropped}
 
     def close(self, linger_ms: int = 0) -> None:
@@ -382,6 +386,7 @@ class Links:
         if self.socket.closed:
             return
         self.socket.disable_monitor()
+        self.monitor.close(linger=0)
         self.socket.close(linger=linger_ms)
         self._gate.close()
         self._context.term()

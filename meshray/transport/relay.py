@@ -164,6 +164,8 @@ def encode_news(news: LinkNews) -> bytes:
 
 def decode_news(frame: bytes) -> Any:
     """Return the news in ``frame``, or BadFrame."""
+    if frame[:4] != NEWS_SIGNATURE:
+        return BadFrame(f"signature {bytes(frame[:4])!r} is not {NEWS_SIGNATURE!r}: a connection begins with news")
     try:
         return _news_decoder.decode(memoryview(frame)[4:])
     except msgspec.DecodeError as error:

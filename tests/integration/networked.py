@@ -28,10 +28,15 @@ STATE_VARIABLE = "MESHRAY_STATE_DIR"
 STORE_BYTES = 128 * 2**20
 
 
+def state_of(directory: str) -> str:
+    """Return the state directory of the emulated machine whose run root is ``directory``."""
+    return directory + ".state"
+
+
 @contextmanager
 def on_host(directory: str) -> Iterator[None]:
     """Be on the emulated machine whose files lie in ``directory``."""
-    places = {ROOT_VARIABLE: directory, STATE_VARIABLE: os.path.join(directory, "state")}
+    places = {ROOT_VARIABLE: directory, STATE_VARIABLE: state_of(directory)}
     before = {name: os.environ.get(name) for name in places}
     os.environ.update(places)
     try:
@@ -59,7 +64,7 @@ class Host:
         self.cpus = cpus
         self.directory = os.path.join(root, name[0])
         os.makedirs(self.directory, mode=0o700)
-        self.key_file = os.path.join(self.directory, "state", "node.key")
+        self.key_file = os.path.join(state_of(self.directory), "node.key")
         self.pair = KeyPair.make(name)
         self.pair.save(self.key_file)
         self.file: NodeFile
