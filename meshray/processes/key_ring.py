@@ -29,25 +29,26 @@ class KeyRing:
         """``configured``: name -> public key; ``file``: where to keep what the table says. Raise KeyFileError."""
         self.allowed = AllowList(configured)
         self._file = file
-        self._rows: dict[str, KeyRow] = _read(file)
-        for key, row in self._rows.items():
+        self.rows: dict[str, KeyRow] = _read(file)
+        """What the table said last, by public key."""
+        for key, row in self.rows.items():
             self._act(key, row, now_wall_ns)
 
     def apply(self, key: str, row: KeyRow | None, now_wall_ns: int) -> None:
         """Do what the table says of a key now; None: the row is gone, and the key with it."""
-        if self._rows.get(key) == row:
+        if self.rows.get(key) == row:
             return
         if row is None:
-            del self._rows[key]
+            del self.rows[key]
             self.allowed.revoke(key)
         else:
-            self._rows[key] = row
+            self.rows[key] = row
             self._act(key, row, now_wall_ns)
-        write_private(self._file, msgspec.json.encode(self._rows), replace=True)
+        write_private(self._file, msgspec.json.encode(self.rows), replace=True)
 
     def tick(self, now_wall_ns: int) -> None:
         """Revoke what was allowed until now."""
-        for key, row in self._rows.items():
+        for key, row in self.rows.items():
             if row.until_wall_ns and self.allowed.name_of(key) is not None:
                 self._act(key, row, now_wall_ns)
 

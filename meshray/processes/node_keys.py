@@ -3,7 +3,8 @@
 *Pure.* Runs in the node process.
 
 1. Every node watches the whole table, so a change reaches all of them; the shell acts on each row (``SetKey``).
-2. The nodes of the head write what the cluster was configured with, once: a key that was revoked since stays revoked.
+2. Nodes with a shard write what they were configured with and what they knew, where the table has nothing: a key that
+   was revoked stays revoked, also if the table is a new one.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class NodeKeys:
     def __init__(self, node: NodeMachine) -> None:
         self._node = node
         self.rows: dict[str, KeyRow] = {}
+        """By public key; at first what this node knew when it last ran."""
 
     def begin(self, now_ns: int) -> list[Any]:
         """Return the effects of the node's birth."""
@@ -44,10 +46,10 @@ class NodeKeys:
         if network is None:
             return []
         _, effects = self._node.watch(tables.KEY, b"", now_ns, self._changed, prefix=True)
-        if self._node.settings.host_shards and network.allowed:
-            effects += self._node.write([
-                Op(tables.KEY, check_key(key).encode(), tables.encode(KeyRow(name, ALLOWED)), PUT_IF_ABSENT)
-                for name, key in network.allowed.items()], now_ns)
+        known = {check_key(key): KeyRow(name, ALLOWED) for name, key in network.allowed.items()} | self.rows
+        if self._node.settings.host_shards and known:
+            effects += self._node.write([Op(tables.KEY, key.encode(), tables.encode(row), PUT_IF_ABSENT)
+                                         for key, row in known.items()], now_ns)
         return effects
 
     def _changed(self, change: RowChanged, now_ns: int) -> list[Any]:

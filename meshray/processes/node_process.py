@@ -78,6 +78,8 @@ class NodeProcess:
         self._ring: KeyRing | None = None
         self.peers, self.control = self._open_peers()
         self.machine = self._make_machine()
+        if self._ring is not None:
+            self.machine.keys.rows.update(self._ring.rows)
         self.host = Host(
             self.machine, self.peers,
             perform={ForkWorker: lambda effect: self._zygote.fork(effect.name),

@@ -14,6 +14,7 @@ Source: DESIGN s6.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,10 @@ class Objects:
     def seal(self, identity: bytes, location: Location, owner: str) -> None:
         """Tell the node of a complete object and where its owner lives. Any thread."""
         sealed = ObjectsSealed([Sealed(identity, location.offset, location.size_bytes, owner)])
-        self._session.later(lambda: self._session.to_node(sealed))
+        if self._session.driving.stepping_thread == threading.get_ident():
+            self._session.to_node(sealed)  # now: what the leader sends next may lead another node to the object
+        else:
+            self._session.later(lambda: self._session.to_node(sealed))
 
     def free_dropped(self) -> None:
         """Free own stored objects whose last reference died; nodes are told in batches. Any thread."""

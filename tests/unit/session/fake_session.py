@@ -46,7 +46,7 @@ class FakeSession:
         self.references = References(session)
         self.objects = Objects(session)
         self.lineage = SimpleNamespace(escaped=lambda ref: self.escaped.append(ref.binary()))
-        self.driving = SimpleNamespace(try_step=self._step, until=self.block_until)
+        self.driving = SimpleNamespace(try_step=self._step, until=self.block_until, stepping_thread=0)
         self.arena = FakeArena()
         self.pins = FakePins()
         self.surroundings = SimpleNamespace(locality=True)
