@@ -152,18 +152,19 @@ class Objects:
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    def read(self, ref: ObjectRef) -> Any:
-        """Return the Python value of a DATA or STORED reference; references inside it are held."""
+    def read(self, ref: ObjectRef, *, keep_cpu: bool = False) -> Any:
+        """Return the Python value of a DATA or STORED reference; references inside it are held. ``keep_cpu``: a worker
+        that waits for it lets nobody else run meanwhile."""
         if ref._state == DATA:
             return serialization.deserialize(ref._value)
-        return serialization.deserialize(*self._view(ref))
+        return serialization.deserialize(*self._view(ref, keep_cpu))
 
     def read_arguments(self, blob: ObjectRef, slots: dict[int | str, Any]) -> tuple[Any, Any]:
         """Return the (args, kwargs) stored in an argument blob."""
-        data, buffers = self._view(blob)
+        data, buffers = self._view(blob, keep_cpu=True)
         return serialization.deserialize_args(data, buffers, slots)
 
-    def _view(self, ref: ObjectRef) -> tuple[Any, list[memoryview]]:
+    def _view(self, ref: ObjectRef, keep_cpu: bool = False) -> tuple[Any, list[memoryview]]:
         session = self._session
         stored: Stored = ref._value
         while True:
@@ -178,9 +179,9 @@ class Objects:
                     stored.location = msgspec.structs.replace(location, generation=generation)
                     continue
                 stored.local = None
-            self._fetch(ref, stored)
+            self._fetch(ref, stored, keep_cpu)
 
-    def _fetch(self, ref: ObjectRef, stored: Stored) -> None:
+    def _fetch(self, ref: ObjectRef, stored: Stored, keep_cpu: bool) -> None:
         """Ask the node for the object, which lies elsewhere, on disk, or at another place than we know."""
         session = self._session
         answer: list[ExtentRefused | None] = []
@@ -193,7 +194,7 @@ class Objects:
                 session.to_node(FetchObject(ref.binary(), stored.location, owner))
 
         session.call(ask)
-        session.block_until(lambda: bool(answer), None)
+        session.block_until(lambda: bool(answer), None, keep_cpu=keep_cpu)
         if ref._state == FAILED:
             raise failures.decode(ref._value)
         if answer and answer[0] is not None:

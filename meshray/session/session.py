@@ -237,12 +237,13 @@ class Session:
         self._calls.append(function)
         self.driving.rouse()
 
-    def block_until(self, done: Callable[[], bool], deadline_ns: int | None) -> bool:
-        """Wait for ``done``; a worker's task meanwhile gives its CPU back. Raise when the cluster goes away."""
+    def block_until(self, done: Callable[[], bool], deadline_ns: int | None, *, keep_cpu: bool = False) -> bool:
+        """Wait for ``done``; a worker's task meanwhile gives its CPU back, unless ``keep_cpu``. Raise when the cluster
+        goes away."""
         if done():
             return True
         executor = self.executor
-        blocked = executor is not None and executor.block()
+        blocked = executor is not None and not keep_cpu and executor.block()
         try:
             finished = self.driving.until(lambda: done() or self.closing, deadline_ns)
         finally:

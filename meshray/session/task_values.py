@@ -3,7 +3,9 @@
 *Shell (arena).* Runs in workers.
 
 1. A worker that still refers to a borrowed argument when its task ends registers its hold before it answers.
-2. References inside a result are pinned until the owner of the result says that it holds them.
+2. A worker that waits for its arguments keeps its CPU: a task that starts pins what it has read so far, and more tasks
+   at once than CPUs could pin the whole store before any of them has all that it needs.
+3. References inside a result are pinned until the owner of the result says that it holds them.
 3. Arguments are pinned by who sent them. When that process dies, the worker registers holds of its own for those of
    calls that it still runs or has yet to run.
 """
@@ -84,7 +86,7 @@ class TaskValues:
             ref._contains = inner
             fill(ref, value, None)
         anchors.append(ref)
-        return self._session.objects.read(ref)
+        return self._session.objects.read(ref, keep_cpu=True)
 
     def result(self, route: bytes, seq: int, context: TaskContext, value: Any, num_returns: int) -> TaskResult:
         """Return the encoded return values of a task."""

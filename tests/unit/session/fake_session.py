@@ -77,7 +77,7 @@ class FakeSession:
 
     later = call
 
-    def block_until(self, done: Callable[[], bool], deadline_ns: int | None) -> bool:
+    def block_until(self, done: Callable[[], bool], deadline_ns: int | None, *, keep_cpu: bool = False) -> bool:
         while not done():
             if not self.happens:
                 return False
