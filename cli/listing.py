@@ -81,6 +81,6 @@ def _table(topic: str, rows: list[dict[str, Any]]) -> Any:
 def _cell(key: str, value: Any) -> str:
     if isinstance(value, dict):
         return amounts(value)
-    if key in ("size_bytes", "object_store_bytes", "object_store_used"):
+    if key in ("size_bytes", "object_store_bytes", "object_store_used", "object_store_spilled"):
         return size_text(value)
     return _text(value)

@@ -33,6 +33,7 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     resources_available: dict[str, float] = {}
     object_store_bytes: int = 0
     object_store_used: int = 0
+    object_store_spilled: int = 0
     endpoint: str = ""
 
 
@@ -75,11 +76,12 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObjectRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A copy of an object in a node's store."""
+    """A copy of an object in a node's store. ``state``: in memory, spilled (on disk only), or replica."""
 
     object: str = ""
     node: str = ""
     size_bytes: int = 0
+    state: str = ""
     owner: str = ""
 
 

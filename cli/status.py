@@ -87,6 +87,8 @@ def _nodes(nodes: Iterable[NodeRow], workers: list[dict[str, Any]]) -> Renderabl
                          f"{size_text(int(total['memory']))}")
         store = (f"{bar(node.object_store_used, node.object_store_bytes)} {size_text(node.object_store_used)} of "
                  f"{size_text(node.object_store_bytes)}")
+        if node.object_store_spilled:
+            store += f"\n{size_text(node.object_store_spilled)} on disk"
         busy = sum(1 for row in workers if row.get("node") in (node.node, node.name) and row.get("state") in _BUSY)
         table.add_row(Text(node.name or node.node), Text(node.state, style="green" if node.state == "alive" else "red"),
                       str(node.pid), f"{node.workers} ({busy} busy)", Text("\n".join(lines)), Text(store))

@@ -84,6 +84,7 @@ class Describer:
                 "pid": node.pid, "labels": settings.labels, "resources_total": node.total,
                 "resources_available": available, "workers": len(described["workers"]),
                 "object_store_bytes": settings.object_store_bytes, "object_store_used": used_bytes,
+                "object_store_spilled": node.store.statistics().get("spilled_bytes", 0),
                 "statistics": node.statistics()})
         if "workers" in rows:
             rows["workers"] += [{**row, "node": settings.node_name,

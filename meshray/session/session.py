@@ -238,8 +238,7 @@ class Session:
         self.driving.rouse()
 
     def block_until(self, done: Callable[[], bool], deadline_ns: int | None, *, keep_cpu: bool = False) -> bool:
-        """Wait for ``done``; a worker's task meanwhile gives its CPU back, unless ``keep_cpu``. Raise when the cluster
-        goes away."""
+        """Wait for ``done``; a worker gives its CPU back, unless ``keep_cpu``. Raise when the cluster goes away."""
         if done():
             return True
         executor = self.executor

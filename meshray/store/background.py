@@ -89,8 +89,8 @@ class Background:
                 except OSError as error:
                     return RangePopulated(object_, offset, str(error))
                 return RangePopulated(object_, offset)
-            case SpillObject(object_, offset, size_bytes):
-                return self._spill(object_, self._file.view(offset, size_bytes))
+            case SpillObject():
+                return self._spill(work)
             case RestoreObject():
                 return ObjectRestored(work.object, self._restore(work))
             case DropChunks(digests):
@@ -104,11 +104,12 @@ class Background:
         assert self._spill_files is not None, "this thread has no disk"
         return self._spill_files
 
-    def _spill(self, object_: bytes, view: memoryview) -> ObjectSpilled:
+    def _spill(self, work: SpillObject) -> ObjectSpilled:
+        view = self._file.view(work.offset, work.size_bytes)
         try:
-            return ObjectSpilled(object_, self._disk.write(view))
+            return ObjectSpilled(work.object, self._disk.write(view, spare_bytes=work.spare_bytes))
         except OSError as error:
-            return ObjectSpilled(object_, b"", str(error.strerror or error))
+            return ObjectSpilled(work.object, b"", str(error.strerror or error))
 
     def _restore(self, work: RestoreObject) -> str:
         """Read the chunks into the arena; return what went wrong."""

@@ -85,11 +85,12 @@ class RangeRefused(msgspec.Struct, frozen=True, gc=False):
 
 
 class SpillObject(msgspec.Struct, frozen=True, gc=False):
-    """Effect: write the chunks of this range to disk. Answered by ObjectSpilled."""
+    """Effect: write the chunks of this range to disk, if it has ``spare_bytes`` more. Answered by ObjectSpilled."""
 
     object: bytes
     offset: int
     size_bytes: int
+    spare_bytes: int = 0
 
 
 class ObjectSpilled(msgspec.Struct, frozen=True, gc=False):

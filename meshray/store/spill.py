@@ -11,7 +11,9 @@
 4. Restores of one object are joined. A reader that is told where an object lies finds it there for PROMISE_NS.
 5. Every fetch ends in ObjectFetched or FetchFailed: within SEAL_WAIT_NS if the object is unknown, within EXTENT_WAIT_NS
    after the last time that room was made if there is none.
-6. A disk that refuses (full, broken) is asked again every SPILL_RETRY_NS while somebody waits; what it refused stays in
+6. Producers leave room on disk for as much as the largest object that went there, so that restores, which need room in
+   memory, can send others to disk when producers cannot any more: what was taken can always be read.
+7. A disk that refuses (full, broken) is asked again every SPILL_RETRY_NS while somebody waits; what it refused stays in
    memory.
 
 ::
@@ -89,6 +91,8 @@ class Spiller:
         self._retry_ns = 0
         """The disk refused, and is not asked again before."""
         self._surplus_ns = 0
+        self._largest_bytes = 0
+        """Size of the largest object that went to disk so far."""
         self._counts = {"spills": 0, "spill_failures": 0, "evictions": 0, "restores": 0}
 
     # --- the machine ---------------------------------------------------------------------------------------------
@@ -247,7 +251,8 @@ class Spiller:
         for entry in dirty:
             entry.busy = True
             self._spilling[entry.object] = entry
-            effects.append(SpillObject(entry.object, entry.offset, entry.size_bytes))
+            self._largest_bytes = max(self._largest_bytes, entry.size_bytes)
+            effects.append(SpillObject(entry.object, entry.offset, entry.size_bytes, self._spare_bytes()))
         room.making_room = bool(self._spilling)
         if not evicted and not dirty:
             self._look_ns = now_ns + config.SPILL_LOOK_NS
@@ -256,6 +261,10 @@ class Spiller:
                 self._surplus_ns = now_ns + config.SURPLUS_REPEAT_NS
                 effects += room.want_surplus()
         return effects
+
+    def _spare_bytes(self) -> int:
+        waiting = self._room.waiting
+        return 0 if waiting and waiting[0].object else self._largest_bytes
 
     def _victims(self, goal_bytes: int, now_ns: int) -> tuple[list[Entry], list[Entry]]:
         """Choose what leaves memory: what can go at once, and what must be written first."""
@@ -296,9 +305,10 @@ class Spiller:
         self._directory.disk_error = event.error
         if event.error:
             self._counts["spill_failures"] += 1
-            self._retry_ns = now_ns + config.SPILL_RETRY_NS
             # Chunks of objects that are in memory too are the only ones that can go.
-            self._directory.drop_chunks(one for one in self._directory.primaries.values() if not one.busy)
+            spare = [one for one in self._directory.primaries.values() if one.digests and not one.busy]
+            self._directory.drop_chunks(spare)
+            self._retry_ns = now_ns if spare else now_ns + config.SPILL_RETRY_NS
         else:
             self._counts["spills"] += 1
         if entry.freed:

@@ -59,8 +59,9 @@ class SpillFiles:
 
     # --- writing -------------------------------------------------------------------------------------------------
 
-    def write(self, view: memoryview) -> bytes:
-        """Put the chunks of an object on disk; return their joined digests. Raise OSError, and nothing is kept."""
+    def write(self, view: memoryview, *, spare_bytes: int = 0) -> bytes:
+        """Put the chunks of an object on disk, which must have ``spare_bytes`` besides; return their joined digests.
+        Raise OSError, and nothing is kept."""
         written: list[bytes] = []
         try:
             for index in range(chunk_count(len(view))):
@@ -68,16 +69,16 @@ class SpillFiles:
                 # A copy, so that what is hashed is what is written, whatever happens to the arena meanwhile.
                 data = bytes(view[start : start + size_bytes])
                 digest = blake3(data).digest()
-                self._put(digest, data)
+                self._put(digest, data, spare_bytes)
                 written.append(digest)
         except OSError:
             self.drop(b"".join(written))
             raise
         return b"".join(written)
 
-    def _put(self, digest: bytes, data: bytes) -> None:
+    def _put(self, digest: bytes, data: bytes, spare_bytes: int) -> None:
         if digest not in self._counts:
-            self._check_room(len(data))
+            self._check_room(len(data) + spare_bytes)
             self._write_file(digest, data)
         with self._lock:
             if digest not in self._counts:

@@ -240,12 +240,12 @@ nodes:
     num_cpus: 2
     resources: {{left: 4}}
     labels: {{side: left, floor: ground}}
-    object_store_memory: 256MiB
+    object_store_memory: {store}
   - name: right
     num_cpus: 2
     resources: {{right: 4}}
     labels: {{side: right}}
-    object_store_memory: 256MiB
+    object_store_memory: {store}
 schedulers: 2
 """
 
@@ -253,10 +253,10 @@ schedulers: 2
 class TwoNodes:
     """A two-node local cluster as ``meshray up`` makes it, and the driver joined to it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, store: str = "256MiB") -> None:
         self.name = "pair"
         self.file = str(directory / "pair.yaml")
-        Path(self.file).write_text(TWO_NODES.format(name=self.name))
+        Path(self.file).write_text(TWO_NODES.format(name=self.name, store=store))
 
     def up(self) -> None:
         command_line("up", self.file)

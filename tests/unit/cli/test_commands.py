@@ -20,7 +20,8 @@ ROWS = {
     "nodes": [{"node": "node-1", "name": "left", "state": "alive", "pid": 7, "workers": 2, "endpoint": "ipc://x",
                "resources_total": {"CPU": 20_000, "left": 40_000, "memory": 10_000 * 2**30},
                "resources_available": {"CPU": 5_000, "left": 40_000, "memory": 10_000 * 2**29},
-               "object_store_bytes": 2**28, "object_store_used": 2**26}],
+               "object_store_bytes": 2**28, "object_store_used": 2**26,
+               "object_store_spilled": 3 * 2**30}],
     "workers": [{"worker": "worker-1", "node": "left", "pid": 8, "state": "leased", "label": "rollout", "job": "j"},
                 {"worker": "worker-2", "node": "left", "pid": 9, "state": "idle", "label": "", "job": None}],
     "actors": [{"actor": "ab", "class_name": "Noise", "name": "noise", "namespace": "n", "state": "alive", "pid": 9}],
@@ -58,7 +59,8 @@ def test_status(node, meshray_command):
     assert result.exit_code == 0, result.output
     for words in ("1 node (1 alive)", "2 workers (1 idle, 1 leased)", "1 actor", "5 tasks (2 failed, 3 running)",
                   "1 object in stores, 3 MiB", "████████░░ CPU 1.5 of 2", "░░░░░░░░░░ left 0 of 4",
-                  "memory 512 MiB of 1 GiB", "64 MiB of 256 MiB", "2 (1 busy)", "shard-0-0", "5 task", "fsync",
+                  "memory 512 MiB of 1 GiB", "64 MiB of 256 MiB", "3 GiB on disk", "2 (1 busy)", "shard-0-0",
+                  "5 task", "fsync",
                   "infeasible: 3 x train, each needs GPU 1. needs 1 GPU, the largest node has 0", node.endpoint):
         assert words in result.output, words
     assert "0 kv" not in result.output

@@ -33,7 +33,7 @@ def test_a_full_store_spills_what_was_used_longest_ago() -> None:
     bench = Bench()
     bench.fill()
     assert kinds(bench.lease(C, 4 * MIB)) == [(C, ExtentRefused), (A, SurplusWanted)]
-    assert bench.disk == [SpillObject(b"o0", bench.offset(b"o0"), 4 * MIB)]
+    assert bench.disk == [SpillObject(b"o0", bench.offset(b"o0"), 4 * MIB, 4 * MIB)]
     assert bench.directory.lookup(b"o0") is not None, "readers find it until it is on disk"
     heard = bench.spilled()
     assert heard == [(A, RangesFreed([(0, 4 * MIB)])), (A, SurplusWanted())]
