@@ -6,14 +6,15 @@
 2. A mistake is reported as ``FILE:LINE: path.to.key: what is wrong, and what would be right``.
 3. A scalar has the type that YAML gives it: ``yes`` is no string and ``"4"`` no number.
 
-The structs below are the schema; ``json_schema`` exports it. The walk follows them over the composed YAML nodes, which
-know their lines.
+The structs of ``cluster_schema`` say what may stand there. The walk follows them over the composed YAML nodes, which
+know their lines; ``cluster_meaning`` then judges the whole.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,58 +23,13 @@ import msgspec
 import yaml
 from msgspec import Meta
 
-from meshray import config
-from meshray.errors import MeshrayError, size_text
+from meshray import cluster_meaning, config
+from meshray.cluster_schema import FOREIGN_KEYS, ClusterConfig, HostName, Name, Size, SizeOrNothing
+from meshray.errors import MeshrayError
 
 _UNITS = {"": 1, "B": 1, "KIB": config.KIB, "MIB": config.MIB, "GIB": config.GIB, "TIB": 1024 * config.GIB,
           "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", re.IGNORECASE)
-_RESERVED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory", "object_store_memory": "object_store_memory"}
-
-Amount = Annotated[float, Meta(ge=0, description="units, zero or more")]
-Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
-Size = Annotated[int, Meta(ge=1, description='bytes, or a string with a unit such as "512MiB"',
-                           extra_json_schema={"type": ["integer", "string"]})]
-
-
-SizeOrNothing = Annotated[int, Meta(ge=0, description='bytes, or a string with a unit such as "512MiB"; 0: never',
-                                    extra_json_schema={"type": ["integer", "string"]})]
-
-
-class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where nodes come from. ``local``: each node is a set of processes of its own on this machine."""
-
-    type: Literal["local"] = "local"
-
-
-class NodeSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One node. What is not given is this node's even part of the machine. Objects that have no room in memory go to
-    ``spill_directory`` (a path on a disk of that machine), at most ``spill_max`` bytes of them."""
-
-    name: Name = ""
-    num_cpus: Amount | None = None
-    num_gpus: Amount | None = None
-    resources: dict[str, Amount] = {}
-    memory: Size | None = None
-    object_store_memory: Size | None = None
-    spill_directory: str | None = None
-    spill_max: SizeOrNothing | None = None
-    labels: dict[str, str] = {}
-    environment: dict[str, str] = {}
-
-
-class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A cluster file. The first node is the head: it also runs the control store and the global schedulers."""
-
-    cluster_name: Name
-    provider: Provider = Provider()
-    nodes: Annotated[list[NodeSpec], Meta(min_length=1)]
-    durability: Literal["relaxed", "fsync"] = "relaxed"
-    shards: Annotated[int, Meta(ge=1, le=64)] = 1
-    replicas: Annotated[int, Meta(ge=1, le=7)] = 1
-    schedulers: Annotated[int, Meta(ge=1, le=16)] = 2
-    locality: bool = True
 
 
 class Problem(msgspec.Struct, frozen=True, order=True):
@@ -101,11 +57,14 @@ def read_cluster_config(file: str) -> ClusterConfig:
         raise ClusterConfigError(f"cannot read cluster file {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ClusterConfigError(f"cannot read cluster file {file}: it is not UTF-8 text ({error.reason})") from error
-    return parse_cluster_config(text, file)
+    return parse_cluster_config(text, file, mounts_from=os.path.dirname(os.path.abspath(file)))
 
 
-def parse_cluster_config(text: str, file: str = "cluster.yaml") -> ClusterConfig:
-    """Check the text of a cluster file and return its meaning; ``file`` names it in error messages."""
+def parse_cluster_config(text: str, file: str = "cluster.yaml", *, mounts_from: str = "") -> ClusterConfig:
+    """Check the text of a cluster file and return its meaning; ``file`` names it in error messages.
+
+    With ``mounts_from``, sources of ``file_mounts`` are relative to it, must exist, and come back as absolute paths.
+    """
     walk = _Walk()
     root = None
     try:
@@ -121,10 +80,13 @@ def parse_cluster_config(text: str, file: str = "cluster.yaml") -> ClusterConfig
         if root is None:
             walk.note(0, "", "the file is empty: it needs at least cluster_name and nodes")
         elif not walk.problems:
-            named = _with_names(msgspec.convert(value, ClusterConfig))
-            walk.check_meaning(named)
+            cluster = msgspec.convert(value, ClusterConfig)
+            for path, found in cluster_meaning.mistakes(cluster):
+                walk.note_at(path, found)
+            if mounts_from:
+                cluster.file_mounts = walk.check_mounts(cluster.file_mounts, mounts_from)
             if not walk.problems:
-                return named
+                return cluster_meaning.in_one_form(cluster)
     problems = sorted(set(walk.problems))
     lines = [f"{file}:{problem.line}: {problem.path + ': ' if problem.path else ''}{problem.text}"
              for problem in problems]
@@ -146,13 +108,6 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * factor)
 
 
-def _with_names(cluster: ClusterConfig) -> ClusterConfig:
-    """Call nodes without a name ``node-0``, ``node-1``, ..."""
-    for index, node in enumerate(cluster.nodes):
-        node.name = node.name or f"node-{index}"
-    return cluster
-
-
 class _Walk:
     """One pass over the composed nodes along the schema; collects problems and returns plain values."""
 
@@ -164,6 +119,13 @@ class _Walk:
 
     def note(self, line: int, path: str, text: str) -> None:
         self.problems.append(Problem(line + 1, path, text))
+
+    def note_at(self, path: str, text: str) -> None:
+        """Note a problem at the line of a key, or of the nearest one around it that stands in the file."""
+        known = path
+        while known not in self.lines:
+            known = known.rpartition(".")[0]
+        self.note(self.lines[known], path, text)
 
     def check(self, node: yaml.Node, kind: Any, path: str) -> Any:
         """Return the plain value of ``node``, noting what does not fit the type ``kind``."""
@@ -177,7 +139,7 @@ class _Walk:
         if get_origin(bare) is dict:
             return self._mapping(node, get_args(bare)[1], path)
         if get_origin(bare) is list:
-            return self._sequence(node, get_args(bare)[0], path)
+            return self._sequence(node, kind, path)
         return self._scalar(node, kind, path)
 
     def _pairs(self, node: yaml.Node, path: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
@@ -205,6 +167,9 @@ class _Walk:
             if name in hints:
                 value[name] = self.check(child, hints[name], _join(path, name))
                 continue
+            if struct is ClusterConfig and name in FOREIGN_KEYS:
+                self.note(key.start_mark.line, name, f"this key of Ray has no meaning here: {FOREIGN_KEYS[name]}")
+                continue
             close = difflib.get_close_matches(name, hints, n=1, cutoff=0.6)
             advice = f"did you mean {close[0]}?" if close else f"possible here: {', '.join(hints)}"
             self.note(key.start_mark.line, _join(path, name), f"unknown key, {advice}")
@@ -222,9 +187,10 @@ class _Walk:
         if not isinstance(node, yaml.SequenceNode):
             self.note(node.start_mark.line, path, f"must be a list (- ...), not {_kind_of(node)}")
             return []
-        if not node.value:
+        if not node.value and any(meta.min_length for meta in _metas(kind)):
             self.note(node.start_mark.line, path, "needs at least one entry")
-        return [self.check(child, kind, f"{path}[{index}]") for index, child in enumerate(node.value)]
+        entry = get_args(_bare(kind))[0]
+        return [self.check(child, entry, f"{path}[{index}]") for index, child in enumerate(node.value)]
 
     def _scalar(self, node: yaml.Node, kind: Any, path: str) -> Any:
         if not isinstance(node, yaml.ScalarNode):
@@ -243,28 +209,14 @@ class _Walk:
             self.note(node.start_mark.line, path, str(error))
         return None
 
-    def check_meaning(self, cluster: ClusterConfig) -> None:
-        """Note what each value allows but all together do not."""
-        if cluster.cluster_name == "current":
-            self.note(self.lines["cluster_name"], "cluster_name", "current has a meaning of its own, choose another")
-        first: dict[str, int] = {}
-        for index, node in enumerate(cluster.nodes):
-            path = f"nodes[{index}]"
-            other = first.setdefault(node.name, index)
-            if other != index:
-                self.note(self.lines.get(f"{path}.name", self.lines[path]), f"{path}.name",
-                          f"{node.name} is the name of nodes[{other}] already")
-            store_bytes = node.object_store_memory
-            if store_bytes is not None and store_bytes < config.ARENA_BYTES_LEAST:
-                where = f"{path}.object_store_memory"
-                self.note(self.lines[where], where,
-                          f"must be at least {size_text(config.ARENA_BYTES_LEAST)}, not {store_bytes} bytes")
-            if node.spill_directory is not None and not node.spill_directory.startswith("/"):
-                where = f"{path}.spill_directory"
-                self.note(self.lines[where], where, f"must be an absolute path, not {node.spill_directory!r}")
-            for resource in _RESERVED.keys() & node.resources:
-                where = f"{path}.resources.{resource}"
-                self.note(self.lines[where], where, f"has a key of its own: {_RESERVED[resource]}")
+    def check_mounts(self, mounts: dict[str, str], directory: str) -> dict[str, str]:
+        """Return the mounts with absolute sources, noting those that are not there."""
+        found = {}
+        for target, source in mounts.items():
+            found[target] = os.path.normpath(os.path.join(directory, os.path.expanduser(source)))
+            if not os.path.exists(found[target]):
+                self.note_at(f"file_mounts.{target}", f"{found[target]} does not exist on this machine")
+        return found
 
 
 def _join(path: str, key: str) -> str:
@@ -286,6 +238,10 @@ def _bare(kind: Any) -> Any:
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
+def _metas(kind: Any) -> list[Meta]:
+    return [argument for argument in get_args(kind)[1:] if isinstance(argument, Meta)]
+
+
 def _wanted(kind: Any) -> str:
     """Say in words what a scalar of this type may be."""
     bare = _bare(kind)
@@ -297,10 +253,13 @@ def _wanted(kind: Any) -> str:
         return "a size (bytes, or 512MiB), or 0 for never"
     if kind is Name:
         return "a name of at most 32 lower-case letters, digits and hyphens"
+    if kind is HostName:
+        return "the name or address of a machine, without user and port"
+    if bare is bool:
+        return "true or false"
     if bare is str:
         return "text (put it in quotes)"
-    metas = [argument for argument in get_args(kind)[1:] if isinstance(argument, Meta)]
-    bounds = next(((meta.ge, meta.le) for meta in metas), (None, None))
+    bounds = next(((meta.ge, meta.le) for meta in _metas(kind)), (None, None))
     number = "a whole number" if bare is int else "a number"
     if bounds[1] is not None:
         return f"{number} from {bounds[0]} to {bounds[1]}"

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from meshray import config
-from meshray.cluster_config import ClusterConfig
+from meshray.cluster_schema import ClusterConfig
 from meshray.errors import ClusterStartError
 from meshray.node_config import ClusterFile, NodeConfig, NodeFile
 from meshray.processes import control_store, run_dirs

@@ -62,7 +62,7 @@ def test_merge_keys_and_anchors():
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("num_cpus: 2", "num_cpu: 2", "f.yaml:6: nodes[0].num_cpu: unknown key, did you mean num_cpus?"),
     ("cluster_name: pair", "clustername: pair", "f.yaml:1: clustername: unknown key, did you mean cluster_name?"),
-    ("type: local", "type: ssh", "f.yaml:3: provider.type: must be one of local, not 'ssh'"),
+    ("type: local", "type: slurm", "f.yaml:3: provider.type: must be one of local, ssh, not 'slurm'"),
     ("num_cpus: 2", "num_cpus: -2", "f.yaml:6: nodes[0].num_cpus: must be a number, zero or more, not the number -2"),
     ("num_cpus: 2", "num_cpus: '2'", "f.yaml:6: nodes[0].num_cpus: must be a number, zero or more, not '2'"),
     ("num_cpus: 2", "num_cpus: yes",

@@ -21,7 +21,8 @@ MODULE_LINES_MAX, FUNCTION_LINES_MAX = 400, 60
 
 LAYERS = (
     ("vocabulary", "ids config version machine messages node_config errors failures object_ref packing private_modules "
-                   "serialization unpicklable exception_chain resources labels options cluster_config call_shape"),
+                   "serialization unpicklable exception_chain resources labels options cluster_schema "
+                   "cluster_meaning cluster_config call_shape"),
     ("transport", "transport"),
     ("subsystems", "gcs sched store"),
     ("processes", "session processes"),
