@@ -171,6 +171,14 @@ class ClusterStartError(MeshrayError, RuntimeError):
     """A cluster did not start; the message says which part, and why."""
 
 
+class HostError(ClusterStartError):
+    """A host of a cluster could not be used. ``words`` are the last lines that it wrote to standard error."""
+
+    def __init__(self, message: str, words: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.words = words or []
+
+
 class ClusterNotFoundError(MeshrayError, ConnectionError):
     """No cluster is at the address."""
 

@@ -1,0 +1,237 @@
+"""The host agent: starts, watches and ends the node of this host for a launching machine.
+
+*Shell (files, processes).* Run as ``python -m meshray.processes.host_agent`` by ``meshray up`` over SSH, or by a test
+in a network namespace: reads one request of ``host_plan`` from standard input, writes its events to standard output,
+ends.
+
+1. A secret key is made here and never leaves; only its public half is told.
+2. One agent at a time works on a cluster of a host: ``stop`` waits for a ``start`` that is being interrupted.
+3. An attached agent whose launching machine goes away stops what it does, and leaves nothing of it.
+4. After ``stop`` no process, socket or shared memory of the node is left, and it says so only then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import msgspec
+
+from meshray import config
+from meshray.errors import MeshrayError
+from meshray.messages.node import Shard
+from meshray.node_config import ClusterFile, Network, NodeConfig
+from meshray.processes import host_bootstrap, run_dirs
+from meshray.processes.host_plan import (
+    AgentRequest,
+    Await,
+    Done,
+    Event,
+    Failed,
+    Key,
+    Keys,
+    NodeRequest,
+    Probe,
+    Probed,
+    Running,
+    Start,
+    Started,
+    Status,
+    Stop,
+    Stopped,
+)
+from meshray.processes.launch import Launch, node_resources
+from meshray.processes.local_cluster import stop_cluster
+from meshray.processes.process_identity import Process, end, identify
+
+_LOOK_S = 0.05
+
+
+def main() -> int:
+    """Answer the one request on standard input; return the exit code."""
+    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=AgentRequest)
+    if request.attached:
+        interrupt_with_input()
+    try:
+        tell(answer(request))
+    except KeyboardInterrupt:
+        tell(Failed(text="interrupted"))
+        return 1
+    except (MeshrayError, OSError, ValueError) as error:
+        tell(Failed(text=str(error)))
+        return 1
+    return 0
+
+
+def answer(request: AgentRequest) -> Event:
+    """Do what is asked. Raise MeshrayError, OSError or ValueError when it cannot be done."""
+    if isinstance(request, Probe):
+        return msgspec.convert(host_bootstrap.probe(msgspec.to_builtins(request)), Probed)
+    os.environ[run_dirs.ROOT_VARIABLE] = request.run_root
+    match request:
+        case Keys():
+            return keys(request)
+        case Start():
+            with alone(request):
+                return start(request)
+        case Await():
+            return wait_for_nodes(request)
+        case Status():
+            record = run_dirs.read_node_file(run_dirs.node_dir(request.cluster, request.node))
+            alive = record is not None and run_dirs.is_node_alive(run_dirs.node_dir(request.cluster, request.node))
+            return Running(alive=alive, control=record.control if record is not None else "")
+        case Stop():
+            with alone(request):
+                return stop(request)
+
+
+def keys(request: Keys) -> Key:
+    """Return the public key of this host's node; make the pair if there is none."""
+    from meshray.transport.curve import KeyPair
+
+    path = key_file(request)
+    if not os.path.exists(path):
+        with suppress(FileExistsError):
+            KeyPair.make(request.node).save(path)
+    return Key(public=KeyPair.load(path).public)
+
+
+def key_file(request: NodeRequest) -> str:
+    """Return the path of the key pair of a cluster's node."""
+    return os.path.join(request.state_dir, "keys", f"{request.cluster}-{request.node}.key")
+
+
+def start(request: Start) -> Started:
+    """Start the node and wait until it is healthy."""
+    run_dirs.sweep()
+    run_dir = run_dirs.create(request.cluster, [request.node])[request.node]
+    try:
+        found = Launch(node_config(request, run_dir)).wait(request.timeout_s)
+        run_dirs.write_cluster_file(ClusterFile(cluster=request.cluster, address=found.endpoint,
+                                                nodes={request.node: run_dir}, configuration=request.configuration))
+    except BaseException:
+        stop_cluster(request.cluster, reason="the node did not start")
+        raise
+    return Started(control=found.control, endpoint=found.endpoint, pid=found.pid)
+
+
+def node_config(request: Start, run_dir: str) -> NodeConfig:
+    """Return what the node is told at birth."""
+    spec = request.spec
+    amounts = node_resources(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, resources=spec.resources,
+                             memory=spec.memory, object_store_memory=spec.object_store_memory,
+                             directory=run_dirs.arena_directory())
+    shards = [f"shard-{index}-0" for index in range(request.shards)]
+    schedulers = [f"scheduler-{index}" for index in range(request.schedulers)]
+    hosted = shards + schedulers if request.node == request.head else []
+    own = {name: run_dirs.endpoint(run_dir, name) for name in hosted}
+    return NodeConfig(
+        cluster=request.cluster,
+        node_name=request.node,
+        run_dir=run_dir,
+        resources=amounts,
+        object_store_bytes=int(amounts["object_store_memory"]),
+        arena_path=run_dirs.arena_path(request.cluster, request.node),
+        host_shards={name: own[name] for name in shards if name in own},
+        host_schedulers={name: own[name] for name in schedulers if name in own},
+        shards=[Shard(epoch=1, members=[(name, f"via://{request.head}/{name}")]) for name in shards],
+        schedulers={name: f"via://{request.head}/{name}" for name in schedulers},
+        durability=request.durability,
+        prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
+        environment=spec.environment,
+        labels=spec.labels,
+        network=Network(
+            bind=request.bind, advertise=request.advertise, control_port=spec.control_port or 0,
+            bulk_port=spec.bulk_port or 0, key_file=key_file(request), allowed=request.allowed, seeds=request.seeds,
+            bulk_encryption=request.bulk_encryption),
+    )
+
+
+def wait_for_nodes(request: Await) -> Done:
+    """Wait until the node here knows all these nodes as living ones."""
+    from meshray.processes.tool import NodeClient  # brings ZeroMQ, which the start of a node must not wait for
+
+    record = run_dirs.read_node_file(run_dirs.node_dir(request.cluster, request.node))
+    if record is None:
+        raise MeshrayError(f"node {request.node} does not run: see meshray logs on its host")
+    deadline_ns = time.monotonic_ns() + int(request.timeout_s * config.SECOND_NS)
+    with NodeClient(record.endpoint, timeout_s=request.timeout_s) as client:
+        while True:
+            rows = client.describe(["nodes"])["nodes"]
+            missing = set(request.names) - {row["name"] for row in rows if row["state"] == "alive"}
+            if not missing:
+                return Done()
+            if time.monotonic_ns() > deadline_ns:
+                raise MeshrayError(f"node {request.node} does not know {', '.join(sorted(missing))} after "
+                                   f"{request.timeout_s:g} s: see meshray logs on its host, and whether the control "
+                                   "ports can be reached between the hosts")
+            time.sleep(_LOOK_S)
+
+
+def stop(request: Stop) -> Stopped:
+    """End the node, whatever state it is in, and look that nothing is left."""
+    run_dir = run_dirs.node_dir(request.cluster, request.node)
+    strays = processes_in(run_dir)
+    found = stop_cluster(request.cluster, reason="meshray down") or bool(strays)
+    end(strays, grace_s=request.timeout_s, term_s=1.0)
+    arena = run_dirs.arena_path(request.cluster, request.node)
+    left = [f"process {process.pid}" for process in processes_in(run_dir)]
+    left += [path for path in (run_dirs.cluster_dir(request.cluster), arena) if os.path.exists(path)]
+    return Stopped(found=found, left=left)
+
+
+def processes_in(run_dir: str) -> list[Process]:
+    """Return the processes whose output goes into this run directory: all of a node's, also of one that was never
+    healthy."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            outputs = {os.readlink(f"/proc/{entry}/fd/{number}") for number in (1, 2)}
+            process = identify(int(entry))
+            if process is not None and any(output.startswith(f"{run_dir}/") for output in outputs):
+                found.append(process)
+    return found
+
+
+@contextmanager
+def alone(request: NodeRequest) -> Iterator[None]:
+    """Wait until no other agent works on this cluster here, and keep others out meanwhile."""
+    path = os.path.join(run_dirs.open_root(), f".agent-{request.cluster}")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def interrupt_with_input() -> None:
+    """Interrupt this process, as Ctrl-C would, when standard input ends."""
+
+    def wait(interrupt: Callable[[], object]) -> None:
+        while os.read(0, config.KIB):
+            continue
+        interrupt()
+
+    main_pid = os.getpid()
+    threading.Thread(target=wait, args=(lambda: os.kill(main_pid, signal.SIGINT),), daemon=True).start()
+
+
+def tell(event: Event) -> None:
+    """Write one event; that nobody reads it any more is no news to an agent that ends."""
+    with suppress(BrokenPipeError):
+        sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    # The signal that ends a session (SIGHUP) is an interruption like any other.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    sys.exit(main())
