@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -23,20 +25,31 @@ from .exits import Differs, Failed
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False))
-def up(file: str) -> None:
+@click.option("--keep-going", is_flag=True, help="Of hosts over SSH: do without those that fail.")
+def up(file: str, keep_going: bool) -> None:
     """Start the cluster of a cluster FILE.
 
     The file is checked before anything starts. If the cluster runs already, nothing changes; if it runs with another
     configuration, the differences are shown and nothing changes either (exit code 4). If the start fails or is
     interrupted, what was started is taken down.
 
+    A cluster of hosts over SSH is changed to what the file says now: hosts that are new in it start, hosts that are
+    gone from it or differ stop or start again, all others go on. What cannot change while it runs is exit code 4.
+
     \b
-    Example:
+    Examples:
       meshray up examples/cluster.yaml
+      meshray up examples/hosts.yaml --keep-going
     """
     from meshray.processes import local_cluster
 
     cluster = read_cluster_config(file)
+    if cluster.provider.type == "ssh":
+        from .host_clusters import up_on_hosts
+
+        with terminated_like_interrupted():
+            up_on_hosts(cluster, file, keep_going=keep_going)
+        return
     name = cluster.cluster_name
     state, details = local_cluster.state_of(cluster)
     lines = "".join(f"\n  {detail}" for detail in details)
@@ -48,19 +61,26 @@ def up(file: str) -> None:
     if state == "differs":
         raise Differs(f"cluster {name} runs with another configuration:{lines}\n"
                       f"end it first: meshray down {name} && meshray up {file}")
-    # A terminated start cleans up like an interrupted one.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with terminated_like_interrupted():
         started = local_cluster.start_cluster(cluster, click.echo)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     click.echo(f"cluster {name} is up: {started.address}\n"
                f'join it with meshray.init(address="auto"), end it with meshray down')
 
 
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Let a terminated start clean up like an interrupted one."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @click.command()
 @click.argument("cluster", required=False, metavar="[FILE|NAME]")
-def down(cluster: str | None) -> None:
+@click.option("--forget", is_flag=True, help="Of hosts over SSH: give up those that cannot be reached.")
+def down(cluster: str | None, forget: bool) -> None:
     """End a cluster: the one of a cluster FILE, the one called NAME, or the current one.
 
     No process, socket or shared memory of it is left. If there is no such cluster, nothing changes.
@@ -72,8 +92,16 @@ def down(cluster: str | None) -> None:
     """
     from meshray.processes import local_cluster
 
+    from .host_clusters import down_on_hosts, record_of
+
     name = _cluster_name(cluster)
-    if name is None:
+    record = record_of(name)
+    if record is not None:
+        down_on_hosts(record, forget=forget)
+    elif name is not None and _is_of_hosts(name):
+        raise Failed(f"cluster {name} has nodes on other hosts too: run meshray down {name} on the machine where up "
+                     "started it")
+    elif name is None:
         click.echo("no cluster is up, nothing to do")
     elif local_cluster.stop_cluster(name):
         click.echo(f"cluster {name} is down")
@@ -92,6 +120,12 @@ def _cluster_name(argument: str | None) -> str | None:
     if len(others) > 1:
         raise ClusterNotFoundError(f"no current cluster, there are {', '.join(others)}: give the name of one")
     return others[0] if others else None
+
+
+def _is_of_hosts(name: str) -> bool:
+    """Whether the node that runs here belongs to a cluster that another machine started over SSH."""
+    file = run_dirs.read_cluster_file(name)
+    return file is not None and json.loads(file.configuration).get("provider", {}).get("type") == "ssh"
 
 
 @click.command()

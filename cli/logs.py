@@ -20,7 +20,7 @@ from meshray import config
 from meshray.errors import ClusterNotFoundError
 from meshray.processes import run_dirs
 
-from .connection import address_option
+from .connection import address_option, elsewhere
 from .exits import Failed
 
 
@@ -40,6 +40,13 @@ def logs(process: str, follow: bool, tail: int, address: str) -> None:
       meshray logs worker -f
       meshray logs head/shard-0-0 --tail 100
     """
+    record = elsewhere(address)
+    if record is not None:
+        from .host_clusters import logs_of_hosts
+
+        logs_of_hosts(record, ["logs", *filter(None, [process]), *(["--follow"] if follow else []), f"--tail={tail}",
+                               f"--address={record.cluster}"])
+        return
     cluster = _cluster(address)
     files = _files(cluster, process)
     if not files:

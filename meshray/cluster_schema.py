@@ -19,7 +19,7 @@ PHASES = ("connect", "probe", "sync", "install", "start", "join", "healthy", "st
 
 Amount = Annotated[float, Meta(ge=0, description="units, zero or more")]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
-HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_\[:][A-Za-z0-9._:%\]-]*$",
+HostName = Annotated[str, Meta(pattern=r"^([A-Za-z0-9_\[:][A-Za-z0-9._:%\]-]*)?$",
                                description="a name from your OpenSSH configuration, or an address")]
 Port = Annotated[int, Meta(ge=0, le=65535, description="0: any free one")]
 Seconds = Annotated[float, Meta(ge=1, le=86400)]
@@ -96,7 +96,7 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     nodes: Annotated[list[NodeSpec], Meta(min_length=1)] = []
     head: NodeSpec | None = None
     workers: list[NodeSpec] = []
-    hosts: Annotated[list[HostName], Meta(min_length=1)] = []
+    hosts: list[HostName] = []
     auth: Auth = Auth()
     environment: dict[str, str] = {}
     file_mounts: dict[str, str] = {}

@@ -155,6 +155,10 @@ class Hosts(Sequence[Host]):
         found = subprocess.run(["ip", "netns", "pids", host.namespace], capture_output=True, text=True)
         return [int(pid) for pid in found.stdout.split()]
 
+    def arenas(self, host: Host) -> list[Path]:
+        """Return the files of object stores that clusters of ``host`` have in shared memory."""
+        return _arenas(host.run_root)
+
     def kill(self, host: Host, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to every process of ``host``; SIGKILL is repeated until none is left, as in a power cut."""
         deadline = time.monotonic() + END_S
@@ -243,11 +247,15 @@ def _remove(root: Path) -> None:
         mounted = line.split()[1]
         if mounted.startswith(f"{root}/"):
             subprocess.run(["umount", "-l", mounted], capture_output=True)
-    for run in root.glob("*/run"):
-        # An arena's name ends in this sum of its run root, see run_dirs.arena_path.
-        for arena in Path("/dev/shm").glob(f"meshray-*-{zlib.crc32(str(run).encode()):08x}"):
+    for run_root in root.glob("*/run"):
+        for arena in _arenas(run_root):
             arena.unlink(missing_ok=True)
     shutil.rmtree(root, ignore_errors=True)
+
+
+def _arenas(run_root: Path) -> list[Path]:
+    # An arena's name ends in this sum of its run root, see run_dirs.arena_path.
+    return list(Path("/dev/shm").glob(f"meshray-*-{zlib.crc32(str(run_root).encode()):08x}"))
 
 
 def _batch(namespace: str, *commands: str) -> None:

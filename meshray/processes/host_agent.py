@@ -31,6 +31,8 @@ from meshray.processes import host_bootstrap, run_dirs
 from meshray.processes.host_plan import (
     AgentRequest,
     Await,
+    Describe,
+    Described,
     Done,
     Event,
     Failed,
@@ -49,6 +51,9 @@ from meshray.processes.host_plan import (
 from meshray.processes.launch import Launch, node_resources
 from meshray.processes.local_cluster import stop_cluster
 from meshray.processes.process_identity import Process, end, identify
+
+INTERRUPTIONS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+"""The signal that ends a session (SIGHUP) is an interruption like any other."""
 
 _LOOK_S = 0.05
 
@@ -86,6 +91,8 @@ def answer(request: AgentRequest) -> Event:
             record = run_dirs.read_node_file(run_dirs.node_dir(request.cluster, request.node))
             alive = record is not None and run_dirs.is_node_alive(run_dirs.node_dir(request.cluster, request.node))
             return Running(alive=alive, control=record.control if record is not None else "")
+        case Describe():
+            return describe(request)
         case Stop():
             with alone(request):
                 return stop(request)
@@ -116,6 +123,10 @@ def start(request: Start) -> Started:
         run_dirs.write_cluster_file(ClusterFile(cluster=request.cluster, address=found.endpoint,
                                                 nodes={request.node: run_dir}, configuration=request.configuration))
     except BaseException:
+        # Whoever interrupted us has done so; what follows must come to its end.
+        for number in INTERRUPTIONS:
+            signal.signal(number, signal.SIG_IGN)
+        end_strays(run_dir)
         stop_cluster(request.cluster, reason="the node did not start")
         raise
     return Started(control=found.control, endpoint=found.endpoint, pid=found.pid)
@@ -174,16 +185,36 @@ def wait_for_nodes(request: Await) -> Done:
             time.sleep(_LOOK_S)
 
 
+def describe(request: Describe) -> Described:
+    """Ask the node here about the cluster."""
+    from meshray.processes.tool import NodeClient
+
+    endpoint = run_dirs.find_address(request.cluster)
+    with NodeClient(endpoint) as client:
+        rows = client.describe(request.topics, limit=request.limit)
+        return Described(endpoint=endpoint, rows=rows, missing=client.missing)
+
+
 def stop(request: Stop) -> Stopped:
     """End the node, whatever state it is in, and look that nothing is left."""
     run_dir = run_dirs.node_dir(request.cluster, request.node)
-    strays = processes_in(run_dir)
-    found = stop_cluster(request.cluster, reason="meshray down") or bool(strays)
-    end(strays, grace_s=request.timeout_s, term_s=1.0)
+    # Processes of a node that was never healthy go first: they would make anew what is removed under them.
+    healthy = run_dirs.read_node_file(run_dir) is not None
+    found = bool(processes_in(run_dir)) if healthy else end_strays(run_dir)
+    found = stop_cluster(request.cluster, reason="meshray down") or found
     arena = run_dirs.arena_path(request.cluster, request.node)
+    with suppress(FileNotFoundError):
+        os.unlink(arena)
     left = [f"process {process.pid}" for process in processes_in(run_dir)]
     left += [path for path in (run_dirs.cluster_dir(request.cluster), arena) if os.path.exists(path)]
     return Stopped(found=found, left=left)
+
+
+def end_strays(run_dir: str) -> bool:
+    """End every process of a run directory; False if there was none."""
+    strays = processes_in(run_dir)
+    end(strays, grace_s=0.0, term_s=1.0)
+    return bool(strays)
 
 
 def processes_in(run_dir: str) -> list[Process]:
@@ -231,7 +262,6 @@ def tell(event: Event) -> None:
 
 
 if __name__ == "__main__":
-    # The signal that ends a session (SIGHUP) is an interruption like any other.
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    for number in INTERRUPTIONS:
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

@@ -234,14 +234,16 @@ def write(path: str, content: Any, entry: dict[str, Any]) -> None:
 
 def install(request: dict[str, Any]) -> dict[str, Any]:
     """Run commands one after the other, after making a virtual environment with meshray if one is asked for."""
-    os.environ.update(request["environment"])
     wheel, environment = expand(request["wheel"]) if request["wheel"] else "", expand(request["venv"])
     python = ""
     if wheel:
         python = os.path.join(environment, "bin", "python")
         shutil.rmtree(environment, ignore_errors=True)
         run([sys.executable, "-m", "venv", "--system-site-packages", environment])
-        run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel])
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        run([*pip, wheel])
+        # Another meshray of the same version may be visible from the virtual environment.
+        run([*pip, "--force-reinstall", "--no-deps", wheel])
         with open(os.path.join(environment, "complete"), "w"):
             pass
     shell = shutil.which("bash") or "sh"

@@ -6,6 +6,8 @@ as a line of JSON, then events as lines of JSON. ``host_bootstrap`` speaks it wi
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from meshray.cluster_schema import NodeSpec
@@ -55,7 +57,6 @@ class Install(Request, frozen=True, kw_only=True, tag="install"):
     wheel: str = ""
     venv: str = ""
     commands: list[str] = []
-    environment: dict[str, str] = {}
 
 
 class NodeRequest(Request, frozen=True, kw_only=True):
@@ -101,13 +102,18 @@ class Status(NodeRequest, frozen=True, kw_only=True, tag="status"):
     """Does the node run? Answered by ``Running``."""
 
 
+class Describe(NodeRequest, frozen=True, kw_only=True, tag="describe"):
+    """What do you know about the cluster? Answered by ``Described``."""
+
+    topics: list[str]
+    limit: int
+
+
 class Stop(NodeRequest, frozen=True, kw_only=True, tag="stop"):
     """End the node and remove all that it leaves. Answered by ``Stopped``. Twice is a no-op."""
 
-    timeout_s: float
 
-
-AgentRequest = Probe | Keys | Start | Await | Status | Stop
+AgentRequest = Probe | Keys | Start | Await | Status | Describe | Stop
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -168,6 +174,14 @@ class Running(Event, frozen=True, kw_only=True, tag="running"):
     control: str = ""
 
 
+class Described(Event, frozen=True, kw_only=True, tag="described"):
+    """Rows by topic (``cli/rows``), and who did not answer in time."""
+
+    endpoint: str
+    rows: dict[str, list[dict[str, Any]]]
+    missing: list[str]
+
+
 class Stopped(Event, frozen=True, kw_only=True, tag="stopped"):
     """Whether anything had been there, and what could not be removed."""
 
@@ -181,4 +195,4 @@ class Failed(Event, frozen=True, kw_only=True, tag="failed"):
     text: str
 
 
-AnyEvent = Probed | Wants | Done | Key | Started | Running | Stopped | Failed
+AnyEvent = Probed | Wants | Done | Key | Started | Running | Described | Stopped | Failed

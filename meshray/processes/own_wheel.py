@@ -15,10 +15,9 @@ import importlib.util
 import os
 import zipfile
 
-import meshray
+from meshray import version
 from meshray.errors import MeshrayError
 from meshray.processes.host_bootstrap import digest_of, files_below
-from meshray.version import __version__
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _WHEEL = "Wheel-Version: 1.0\nGenerator: meshray\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -36,7 +35,7 @@ def pack(directory: str) -> str:
     except importlib.metadata.PackageNotFoundError as error:
         raise MeshrayError("meshray is not installed in this Python, so hosts cannot be given the same one: "
                            "pip install -e . in its checkout") from error
-    notes = f"meshray-{__version__}.dist-info"
+    notes = f"meshray-{version.__version__}.dist-info"
     content = {f"meshray/{relative}": _read(path) for path, relative in files_below(_folder())
                if not relative.startswith("cli" + os.sep)}
     command_line = importlib.util.find_spec("meshray.cli")
@@ -46,7 +45,7 @@ def pack(directory: str) -> str:
     content[f"{notes}/WHEEL"] = _WHEEL.encode()
     for name in ("METADATA", "entry_points.txt"):
         content[f"{notes}/{name}"] = (installed.read_text(name) or "").encode()
-    path = os.path.join(directory, f"meshray-{__version__}-py3-none-any.whl")
+    path = os.path.join(directory, f"meshray-{version.__version__}-py3-none-any.whl")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in [*content.items(), (f"{notes}/RECORD", _record(content, notes))]:
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), data)
@@ -63,8 +62,7 @@ def _digest(data: bytes) -> str:
 
 
 def _folder() -> str:
-    assert meshray.__file__ is not None
-    return os.path.dirname(meshray.__file__)
+    return os.path.dirname(version.__file__)
 
 
 def _read(path: str) -> bytes:

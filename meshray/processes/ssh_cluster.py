@@ -22,7 +22,7 @@ import msgspec
 from meshray.cluster_schema import ClusterConfig
 from meshray.errors import ClusterStartError, HostError
 from meshray.processes import own_wheel, ssh_record
-from meshray.processes.host_plan import File, Install, Probed
+from meshray.processes.host_plan import Described, File, Install, Probed
 from meshray.processes.ssh_fleet import Fleet, Report
 from meshray.processes.ssh_host import Host, Sources, file_of, records_of, sources_of
 from meshray.processes.ssh_plan import (
@@ -111,6 +111,9 @@ class Up:
                        ("install", self._install))
         self.fleet.run(changed, ("sync", self._sync), ("install", self._install))
         self._check_machines(fresh)
+        head = self.cluster.nodes[0].name
+        if head in self.fleet.failed:
+            raise self.fleet.failed[head]
         self._start(record, self.fleet.good(fresh), list(known.values()))
         for host in self._begun:
             if host.name in self.fleet.failed:
@@ -166,7 +169,7 @@ class Up:
         name = f"meshray-{__version__}-py3-none-any.whl"
         host.install(Install(
             attached=True, wheel=os.path.join(state_dir, "wheels", name) if needed else "",
-            venv=os.path.join(state_dir, f"venv-{self.digest}"), environment=host.record.spec.environment,
+            venv=os.path.join(state_dir, f"venv-{self.digest}"),
             commands=commands_for(self.cluster, self._index[host.name])))
         host.make_keys()
         return "meshray installed" if needed else ""
@@ -241,6 +244,27 @@ def down(record: ClusterRecord, report: Report, *, forget: bool = False) -> dict
             ssh_record.write(record)
         else:
             ssh_record.remove(record.cluster)
+        return fleet.failed
+
+
+def describe(record: ClusterRecord, topics: list[str], limit: int) -> Described:
+    """Ask the head of a cluster about it."""
+    with Fleet(record.config, lambda news: None, keep_going=False) as fleet:
+        head = fleet.hosts(record.hosts[:1])[0]
+        head.connect()
+        return head.describe(topics, limit)
+
+
+def everywhere(record: ClusterRecord, arguments: list[str], show: Callable[[str, str], None]) -> dict[str, HostError]:
+    """Run ``meshray`` with these arguments on every host at once; ``show(node, line)``. Return where it failed."""
+
+    def run(host: Host) -> None:
+        host.connect()
+        for line in host.command(arguments):
+            show(host.name, line.decode(errors="replace"))
+
+    with Fleet(record.config, lambda news: None, keep_going=True) as fleet:
+        fleet.run(fleet.hosts(record.hosts), ("connect", run))
         return fleet.failed
 
 

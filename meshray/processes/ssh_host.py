@@ -26,6 +26,8 @@ from meshray.processes import host_bootstrap
 from meshray.processes.host_plan import (
     AnyEvent,
     Await,
+    Describe,
+    Described,
     Done,
     Event,
     Failed,
@@ -53,6 +55,10 @@ from meshray.processes.ssh_words import python_command
 _LOADER = ("import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or later is needed, this is '"
            " + sys.version.split()[0]); sys.path[:1] = []; source = sys.stdin.buffer; size = int(source.readline()); "
            "exec(compile(source.read(size), 'host_bootstrap.py', 'exec'))")
+_COMMAND_LINE = ("import os, sys; os.environ['MESHRAY_RUN_ROOT'] = sys.argv.pop(1); "
+                 "from meshray.cli.main import main; main(prog_name='meshray')")
+_COMMAND_S = 86400.0
+"""A command that follows logs ends when the user ends it."""
 _BLOCK_BYTES = 1024 * 1024
 _WAIT_MORE_S = 5.0
 """An agent has its own deadline; ours is so much later, so that its error, which says more, comes first."""
@@ -132,9 +138,22 @@ class Host:
         """Whether the node runs."""
         return self._agent(self._request(Status), Running, "probe").alive
 
+    def describe(self, topics: list[str], limit: int) -> Described:
+        """Ask the node about the cluster."""
+        return self._agent(self._request(Describe, topics=topics, limit=limit), Described, "healthy")
+
+    def command(self, arguments: list[str]) -> Iterator[bytes]:
+        """Run ``meshray`` with these arguments on the host; yield what it prints. Raise HostError when it fails."""
+        run = ["-c", _COMMAND_LINE, self.record.run_root, *arguments]
+        with self.connection.run(self._python("-P", *run), timeout_s=_COMMAND_S,
+                                 what="of meshray") as session:
+            yield from session.lines()
+            if session.status() != 0:
+                raise HostError("\n".join(session.errors) or f"meshray {' '.join(arguments)} failed there")
+
     def end(self) -> bool:
         """End the node with all that it leaves; False if nothing was there. Raise HostError for what stays."""
-        stopped = self._agent(self._request(Stop, timeout_s=5.0), Stopped, "stop")
+        stopped = self._agent(self._request(Stop), Stopped, "stop")
         if stopped.left:
             raise HostError(f"left behind: {', '.join(stopped.left)}")
         return stopped.found
@@ -160,8 +179,11 @@ class Host:
         with self._bootstrap(request, phase) as session:
             return self._answer(session, Done)
 
+    def _python(self, *arguments: str) -> str:
+        return python_command(self.record.python, self.record.spec.environment, *arguments)
+
     def _agent(self, request: Request, kind: type[Answer], phase: str, *, more_s: float = 0.0) -> Answer:
-        command = python_command(self.record.python, "-P", "-m", "meshray.processes.host_agent")
+        command = self._python("-P", "-m", "meshray.processes.host_agent")
         timeout_s = self._seconds(phase) + more_s
         with self.connection.run(command, timeout_s=timeout_s, what=f"in phase {phase}") as session:
             session.send(msgspec.json.encode(request) + b"\n")
@@ -170,7 +192,7 @@ class Host:
     @contextmanager
     def _bootstrap(self, request: Request, phase: str) -> Iterator[Session]:
         script = (inspect.getsource(host_bootstrap) + "\nmain()\n").encode()
-        command = python_command(self.record.spec.python, "-c", _LOADER)
+        command = python_command(self.record.spec.python, self.record.spec.environment, "-c", _LOADER)
         with self.connection.run(command, timeout_s=self._seconds(phase), what=f"in phase {phase}") as session:
             session.send(b"%d\n%b%b\n" % (len(script), script, msgspec.json.encode(request)))
             yield session

@@ -66,7 +66,9 @@ def advice_for(complaint: str, host: str) -> str:
     return ""
 
 
-def python_command(python: str, *arguments: str) -> str:
+def python_command(python: str, environment: dict[str, str], *arguments: str) -> str:
     """Return the shell command that runs the hosts' Python, whose path may begin with ``~``."""
     home, path = ("~/", python[2:]) if python.startswith("~/") else ("", python)
-    return f"exec {home}{shlex.quote(path)} {shlex.join(arguments)}"
+    variables = [shlex.quote(f"{name}={value}") for name, value in environment.items()]
+    return " ".join(["exec", *(["env", *variables] if variables else []), f"{home}{shlex.quote(path)}",
+                     shlex.join(arguments)])

@@ -1,0 +1,98 @@
+"""``meshray up`` on three hosts over SSH: it comes up, works, changes, and goes without a trace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import ssh_hosts
+from .ssh_hosts import SshHosts
+
+pytestmark = [pytest.mark.skipif(bool(ssh_hosts.possible()), reason=ssh_hosts.possible()), pytest.mark.limit_s(120)]
+
+USES_ALL_NODES = """
+import sys
+import meshray
+
+meshray.init(address="auto")
+where = meshray.remote(lambda: meshray.get_runtime_context().get_node_id())
+nodes = meshray.get([where.options(resources={name: 1}).remote() for name in sys.argv[1:]], timeout=30)
+data = meshray.put(bytes(3_000_000))
+size = meshray.remote(lambda value, name: print("a word from", name) or len(value))
+sizes = meshray.get([size.options(resources={name: 1}).remote(data, name) for name in sys.argv[1:]], timeout=30)
+print("nodes", len(set(nodes)), "sizes", set(sizes), "CPU", meshray.cluster_resources()["CPU"])
+"""
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[SshHosts]:
+    with SshHosts(3) as made:
+        yield made
+
+
+def test_up_work_change_and_down(bed: SshHosts):
+    first, second, third = bed.hosts
+    output = bed.meshray("up", bed.file("lab", [first, second, third]))
+    for host in bed.hosts:
+        for phase in ("connect", "probe", "sync", "install", "start", "join", "healthy"):
+            assert f"{host.name}: {phase} ok" in output
+    assert "nodes 3 sizes {3000000} CPU 3.0" in bed.program(first, USES_ALL_NODES, "h0", "h1", "h2")
+    before = {host.name: node_pid(bed, host.name) for host in (first, second)}
+
+    assert "nothing to do" in bed.meshray("up", bed.file("lab", [first, second, third]))
+
+    output = bed.meshray("up", bed.file("lab", [first, second], nodes={"h1": "labels: {zone: b}"}))
+    assert "h0: keep\n" in output
+    assert "h1: restart (labels: nothing -> {'zone': 'b'})" in output
+    assert "h2: stop (not in the file)" in output
+    assert not bed.left(third)
+    assert node_pid(bed, "h0") == before["h0"]
+    assert node_pid(bed, "h1") != before["h1"]
+    assert "nodes 2 sizes {3000000} CPU 2.0" in bed.program(first, USES_ALL_NODES, "h0", "h1")
+
+    assert "a word from h1" in bed.meshray("logs", "worker")
+    bed.meshray("down")
+    bed.assert_clean()
+    assert "nothing to do" in bed.meshray("down", "lab")
+
+
+def node_pid(bed: SshHosts, name: str) -> int:
+    rows = json.loads(bed.meshray("status", "--json"))["nodes"]
+    return next(int(row["pid"]) for row in rows if row["name"] == name and row["state"] == "alive")
+
+
+def test_what_all_nodes_share_cannot_change(bed: SshHosts):
+    hosts = [bed.hosts[0]]
+    bed.meshray("up", bed.file("fixed", hosts))
+    output = bed.meshray("up", bed.file("fixed", hosts, nodes={"h0": "labels: {a: b}"}, more="shards: 2\n"), ok=False)
+    assert "shards: 1 runs, 2 is in the file" in output
+    assert "head h0: labels: nothing -> {'a': 'b'}" in output
+    output = bed.meshray("list", "nodes", "--json")
+    assert "alive" in output
+    bed.meshray("down", "fixed")
+    bed.assert_clean()
+
+
+def test_files_and_commands(bed: SshHosts, tmp_path: Path):
+    host = bed.hosts[0]
+    data = bed.client / "data"
+    (data / "deep").mkdir(parents=True)
+    (data / "deep" / "file").write_text("one")
+    (data / "run.sh").write_text("#!/bin/sh\necho ran >> $1\n")
+    (data / "run.sh").chmod(0o755)
+    target, ran = host.root / "copied", host.root / "ran"
+    more = (f"file_mounts: {{{target}: data}}\ninitialization_commands: ['test ! -e {target}/never']\n"
+            f"setup_commands: ['{target}/run.sh {ran}']\n")
+    bed.meshray("up", bed.file("files", [host], more=more))
+    assert (target / "deep" / "file").read_text() == "one"
+    assert ran.read_text() == "ran\n"
+    (data / "deep" / "file").write_text("two")
+    output = bed.meshray("up", bed.file("files", [host], more=more))
+    assert "h0: update (files to copy changed)" in output
+    assert "1 of 2 files copied" in output
+    assert (target / "deep" / "file").read_text() == "two"
+    bed.meshray("down", "files")
+    bed.assert_clean()
