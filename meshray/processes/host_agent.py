@@ -15,19 +15,19 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import msgspec
 
 from meshray import config
 from meshray.errors import MeshrayError
-from meshray.messages.node import Shard
 from meshray.node_config import ClusterFile, Network, NodeConfig
-from meshray.processes import host_bootstrap, run_dirs
+from meshray.processes import control_store, host_bootstrap, run_dirs
 from meshray.processes.host_plan import (
     AgentRequest,
     Await,
@@ -51,6 +51,7 @@ from meshray.processes.host_plan import (
 from meshray.processes.launch import Launch, node_resources
 from meshray.processes.local_cluster import stop_cluster
 from meshray.processes.process_identity import Process, end, identify
+from meshray.processes.spill_place import spill_settings
 
 INTERRUPTIONS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 """The signal that ends a session (SIGHUP) is an interruption like any other."""
@@ -106,7 +107,15 @@ def keys(request: Keys) -> Key:
     if not os.path.exists(path):
         with suppress(FileExistsError):
             KeyPair.make(request.node).save(path)
-    return Key(public=KeyPair.load(path).public)
+    return Key(public=KeyPair.load(path).public, control_port=request.control_port or free_port(request.bind))
+
+
+def free_port(address: str) -> int:
+    """Return a port of this host that nobody listens at now, so that all nodes can be told of it before one starts."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.bind((address.strip("[]"), 0))
+        return int(trial.getsockname()[1])
 
 
 def key_file(request: NodeRequest) -> str:
@@ -138,10 +147,13 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
     amounts = node_resources(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, resources=spec.resources,
                              memory=spec.memory, object_store_memory=spec.object_store_memory,
                              directory=run_dirs.arena_directory())
-    shards = [f"shard-{index}-0" for index in range(request.shards)]
-    schedulers = [f"scheduler-{index}" for index in range(request.schedulers)]
-    hosted = shards + schedulers if request.node == request.head else []
-    own = {name: run_dirs.endpoint(run_dir, name) for name in hosted}
+    store = control_store.plan(request.founders, request.shards, request.replicas, via)
+    schedulers = {f"scheduler-{index}": via(request.founders[0], f"scheduler-{index}")
+                  for index in range(request.schedulers)}
+
+    def own(names: Iterable[str]) -> dict[str, str]:
+        return {name: run_dirs.endpoint(run_dir, name) for name in names}
+
     return NodeConfig(
         cluster=request.cluster,
         node_name=request.node,
@@ -149,19 +161,32 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
         resources=amounts,
         object_store_bytes=int(amounts["object_store_memory"]),
         arena_path=run_dirs.arena_path(request.cluster, request.node),
-        host_shards={name: own[name] for name in shards if name in own},
-        host_schedulers={name: own[name] for name in schedulers if name in own},
-        shards=[Shard(epoch=1, members=[(name, f"via://{request.head}/{name}")]) for name in shards],
-        schedulers={name: f"via://{request.head}/{name}" for name in schedulers},
+        host_shards=own(store.servers_on(request.node)),
+        host_masters=own(store.masters_on(request.node)),
+        host_schedulers=own(schedulers if request.node == request.founders[0] else ()),
+        shards=store.shards,
+        masters=store.masters,
+        replicas=request.replicas,
+        acceptors=store.acceptors,
+        founding=request.founding,
+        schedulers=schedulers,
+        locality=request.locality,
         durability=request.durability,
         prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
         environment=spec.environment,
         labels=spec.labels,
         network=Network(
-            bind=request.bind, advertise=request.advertise, control_port=spec.control_port or 0,
+            bind=request.bind, advertise=request.advertise, control_port=request.control_port,
             bulk_port=spec.bulk_port or 0, key_file=key_file(request), allowed=request.allowed, seeds=request.seeds,
             bulk_encryption=request.bulk_encryption),
+        **spill_settings(spec.spill_directory, spec.spill_max, cluster=request.cluster, node=request.node,
+                         run_dir=run_dir),
     )
+
+
+def via(node: str, process: str) -> str:
+    """Return the endpoint of a process of a node, from wherever."""
+    return f"via://{node}/{process}"
 
 
 def wait_for_nodes(request: Await) -> Done:

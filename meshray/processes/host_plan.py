@@ -71,20 +71,29 @@ class NodeRequest(Request, frozen=True, kw_only=True):
 class Keys(NodeRequest, frozen=True, kw_only=True, tag="keys"):
     """Have a key pair. Answered by ``Key`` with the public half; the secret stays in ``state_dir``."""
 
+    bind: str
+    control_port: int
+    """0: choose a free one of ``bind``."""
+
 
 class Start(NodeRequest, frozen=True, kw_only=True, tag="start"):
     """Start the node, and answer ``Started`` once it is healthy."""
 
     spec: NodeSpec
-    head: str
-    """Name of the node that hosts the control store and the global schedulers."""
+    founders: list[str]
+    """The nodes that the cluster began with, the head first: they tell where the control store lies."""
+    founding: bool
+    """Whether the cluster begins now."""
     bind: str
     advertise: str
+    control_port: int
     bulk_encryption: bool
     allowed: dict[str, str]
     seeds: dict[str, str]
     shards: int
+    replicas: int
     schedulers: int
+    locality: bool
     durability: str
     configuration: str
     """The cluster file as JSON, for ``cluster.json``."""
@@ -154,13 +163,14 @@ class Done(Event, frozen=True, kw_only=True, tag="done"):
 
 
 class Key(Event, frozen=True, kw_only=True, tag="key"):
-    """The public key of the host's node, in hexadecimal."""
+    """The public key of the host's node, in hexadecimal, and the port where it will listen."""
 
     public: str
+    control_port: int
 
 
 class Started(Event, frozen=True, kw_only=True, tag="started"):
-    """The node is healthy. ``control``: its ``tcp://`` endpoint; ``endpoint``: its socket for programs on the host."""
+    """The node is healthy. ``control``: its TCP endpoint; ``endpoint``: its socket for programs on the host."""
 
     control: str
     endpoint: str

@@ -3,7 +3,8 @@
 *Shell (threads, files).* Runs in the command line. What to do is decided by ``ssh_plan``, on one host by ``ssh_host``.
 
 1. Every host has a key pair before any node starts, so each node starts with the public keys of all.
-2. The head starts first: its control port is the seed of the others.
+2. Every port is chosen before any node starts, so each node starts knowing where the control store lies. Those that
+   have a part of it start first.
 3. An ``up`` that fails or is interrupted takes down what it has started, and nothing else.
 4. The record on this machine names every host that may run something, from before it does until it no longer does.
 """
@@ -28,6 +29,7 @@ from meshray.processes.ssh_host import Host, Sources, file_of, records_of, sourc
 from meshray.processes.ssh_plan import (
     Change,
     ClusterRecord,
+    bearers,
     changes,
     commands_for,
     probe_of,
@@ -106,6 +108,9 @@ class Up:
         record.hosts = [host for host in record.hosts if known[host.spec.name] not in leaving]
         fresh = self.fleet.hosts(records_of([node for node in self.cluster.nodes
                                              if action[node.name] in ("start", "restart")]))
+        for host in fresh:
+            if host.name in known:
+                host.record.control = known[host.name].record.control
         changed = [host for name, host in known.items() if action[name] == "update"]
         self.fleet.run(fresh, ("connect", Host.connect), ("probe", self._probe), ("sync", self._sync),
                        ("install", self._install))
@@ -114,7 +119,7 @@ class Up:
         head = self.cluster.nodes[0].name
         if head in self.fleet.failed:
             raise self.fleet.failed[head]
-        self._start(record, self.fleet.good(fresh), list(known.values()))
+        self._start(record, self.fleet.good(fresh))
         for host in self._begun:
             if host.name in self.fleet.failed:
                 with suppress(HostError):
@@ -174,30 +179,32 @@ class Up:
         host.make_keys()
         return "meshray installed" if needed else ""
 
-    def _start(self, record: ClusterRecord, fresh: list[Host], known: list[Host]) -> None:
+    def _start(self, record: ClusterRecord, fresh: list[Host]) -> None:
         head_name = self.cluster.nodes[0].name
+        founding = not record.founders
+        if founding:
+            record.founders = [host.name for host in fresh]
         record.hosts += [host.record for host in fresh]
         record.hosts.sort(key=lambda host: self._index[host.spec.name])
         record.complete = False
         if fresh:
             ssh_record.write(record)
         allowed = {host.spec.name: host.public for host in record.hosts}
-        configuration = msgspec.json.encode(self.cluster).decode()
-        seeds: dict[str, str] = {host.spec.name: host.control for host in record.hosts if host.spec.name == head_name}
+        bearing = bearers(record)
+        seeds = {host.spec.name: host.control for host in record.hosts if host.spec.name in bearing}
 
         def start(host: Host) -> str:
             self._begun.append(host)
             others = {name: control for name, control in seeds.items() if name != host.name}
-            host.start(host.request_start(head=head_name, allowed=allowed, seeds=others, configuration=configuration))
+            host.start(host.request_start(founders=record.founders, founding=founding, allowed=allowed, seeds=others))
             return host.record.control
 
-        heads = [host for host in fresh if host.name == head_name]
-        self.fleet.run(heads, ("start", start))
-        if heads:
-            if not self.fleet.good(heads):
-                raise self.fleet.failed[head_name]
-            seeds[head_name] = heads[0].record.control
-        self.fleet.run([host for host in fresh if host not in heads], ("start", start))
+        # Who has a part of the control store is healthy only when the others that have one are.
+        first = [host for host in fresh if founding and host.name in bearing]
+        self.fleet.run(first, ("start", start))
+        if head_name in self.fleet.failed:
+            raise self.fleet.failed[head_name]
+        self.fleet.run([host for host in fresh if host not in first], ("start", start))
         started = self.fleet.good(fresh)
         names = [host.name for host in started]
         self.fleet.run(started, ("join", lambda host: host.wait_for([head_name, host.name], "join")),
@@ -210,7 +217,7 @@ class Up:
         dirty = set(self.fleet.failed)
         begun = {host.name for host in self._begun}
         record.hosts = [host for host in record.hosts
-                        if (host.control and host.spec.name not in begun) or host.spec.name in dirty]
+                        if (host.started and host.spec.name not in begun) or host.spec.name in dirty]
         record.complete = not dirty
         if record.hosts:
             ssh_record.write(record)

@@ -51,6 +51,7 @@ from meshray.processes.host_plan import (
 from meshray.processes.ssh_connection import Connection, Session
 from meshray.processes.ssh_plan import HostRecord, seconds_for
 from meshray.processes.ssh_words import python_command
+from meshray.transport.endpoints import Tcp, parse
 
 _LOADER = ("import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or later is needed, this is '"
            " + sys.version.split()[0]); sys.path[:1] = []; source = sys.stdin.buffer; size = int(source.readline()); "
@@ -117,18 +118,27 @@ class Host:
 
     def install(self, request: Install) -> None:
         """Install meshray where it is missing, and run the setup commands."""
+        if not request.wheel and not request.commands:
+            return
         done = self._run_commands(request, "install")
         if done.python:
             self.record.python = done.python
 
     def make_keys(self) -> None:
         """Have a key pair on the host; its public half comes here."""
-        self.record.public = self._agent(self._request(Keys), Key, "install").public
+        record = self.record
+        # A node that starts again is known at its port.
+        earlier = port_of(record.control) if record.control else 0
+        request = self._request(Keys, bind=record.address, control_port=record.spec.control_port or earlier)
+        key = self._agent(request, Key, "install")
+        host = record.spec.advertise or record.address
+        record.public = key.public
+        record.control = str(Tcp(f"[{host}]" if ":" in host else host, key.control_port, key.public))
 
     def start(self, request: Start) -> None:
         """Start the node."""
         started = self._agent(request, Started, "start", more_s=_WAIT_MORE_S)
-        self.record.control, self.record.endpoint = started.control, started.endpoint
+        self.record.control, self.record.endpoint, self.record.started = started.control, started.endpoint, True
 
     def wait_for(self, names: list[str], phase: str) -> None:
         """Wait until the node of this host knows these nodes."""
@@ -158,14 +168,17 @@ class Host:
             raise HostError(f"left behind: {', '.join(stopped.left)}")
         return stopped.found
 
-    def request_start(self, *, head: str, allowed: dict[str, str], seeds: dict[str, str], configuration: str) -> Start:
+    def request_start(self, *, founders: list[str], founding: bool, allowed: dict[str, str], seeds: dict[str, str]
+                      ) -> Start:
         """Return the request that starts this host's node."""
         spec, cluster = self.record.spec, self.cluster
         return self._request(
-            Start, spec=spec, head=head, bind=self.record.address, advertise=spec.advertise or self.record.address,
-            bulk_encryption=cluster.provider.bulk_encryption, allowed=allowed, seeds=seeds, shards=cluster.shards,
-            schedulers=cluster.schedulers, durability=cluster.durability, configuration=configuration,
-            timeout_s=self._seconds("start"))
+            Start, spec=spec, founders=founders, founding=founding, bind=self.record.address,
+            advertise=spec.advertise or self.record.address, control_port=port_of(self.record.control),
+            allowed=allowed, seeds=seeds, bulk_encryption=cluster.provider.bulk_encryption,
+            shards=cluster.shards, replicas=cluster.replicas,
+            schedulers=cluster.schedulers, locality=cluster.locality, durability=cluster.durability,
+            configuration=msgspec.json.encode(cluster).decode(), timeout_s=self._seconds("start"))
 
     def close(self) -> None:
         """Log out."""
@@ -218,6 +231,13 @@ class Host:
         return event
 
 
+def port_of(control: str) -> int:
+    """Return the port of a node's endpoint."""
+    endpoint = parse(control)
+    assert isinstance(endpoint, Tcp)
+    return endpoint.port
+
+
 def file_of(source: str, target: str) -> File:
     """Return what a host should have at ``target``, which is like ``source`` here."""
     with open(source, "rb") as opened:
@@ -239,6 +259,15 @@ def sources_of(mounts: dict[str, str]) -> Sources:
 
 def _tar(files: Iterable[tuple[int, str]]) -> Iterator[bytes]:
     """Yield a tar stream of these files, called by their numbers."""
+    total = 0
+    for block in _tar_blocks(files):
+        total += len(block)
+        yield block
+    # Whoever reads the stream asks for whole records, and our end stays open.
+    yield bytes(-total % tarfile.RECORDSIZE)
+
+
+def _tar_blocks(files: Iterable[tuple[int, str]]) -> Iterator[bytes]:
     for index, path in files:
         with open(path, "rb") as opened:
             member = tarfile.TarInfo(str(index))

@@ -16,6 +16,7 @@ import msgspec
 
 from meshray import config
 from meshray.cluster_schema import ClusterConfig, NodeSpec
+from meshray.processes import control_store
 from meshray.processes.host_plan import Probe
 
 Action = Literal["keep", "update", "start", "restart", "stop"]
@@ -24,7 +25,7 @@ SECONDS = {"connect": 15.0, "probe": 30.0, "sync": 600.0, "install": 900.0, "sta
            "healthy": 30.0, "stop": 30.0}
 """How long each phase may take on a host, where the cluster file says nothing else."""
 
-_SHARED = ("shards", "replicas", "schedulers", "durability")
+_SHARED = ("shards", "replicas", "schedulers", "durability", "locality")
 _FILES = ("file_mounts", "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 _STATE_BYTES, _RUN_BYTES = 16 * config.MIB, 64 * config.MIB
 _FILES_MIN = 4096
@@ -43,6 +44,8 @@ class HostRecord(msgspec.Struct, kw_only=True):
     public: str = ""
     control: str = ""
     endpoint: str = ""
+    started: bool = False
+    """Whether it was healthy once."""
 
 
 class ClusterRecord(msgspec.Struct, kw_only=True):
@@ -54,6 +57,8 @@ class ClusterRecord(msgspec.Struct, kw_only=True):
     """Of the meshray that runs there."""
     mounts: str
     """Digest of the files that were copied there."""
+    founders: list[str] = []
+    """The nodes that it began with, which tell where the control store lies."""
     hosts: list[HostRecord] = []
     complete: bool = False
     """Whether ``up`` came to its end."""
@@ -81,9 +86,19 @@ def shared_differences(record: ClusterRecord, cluster: ClusterConfig, digest: st
         lines.append(f"head: {before.nodes[0].name} runs, {head} is in the file")
     else:
         lines += [f"head {head}: {reason}" for reason in spec_differences(before.nodes[0], cluster.nodes[0])]
+    left = {node.name for node in cluster.nodes}
+    lines += [f"{name}: has a part of the control store, which cannot move" for name in bearers(record)
+              if name not in left and name != before.nodes[0].name]
     if record.digest != digest:
         lines.append(f"meshray: sources {record.digest} run, {digest} are here")
     return lines
+
+
+def bearers(record: ClusterRecord) -> list[str]:
+    """Return the nodes that have a part of the control store, the head first: those that others must find at once."""
+    plan = control_store.plan(record.founders, record.config.shards, record.config.replicas, lambda node, process: "")
+    names = {node for node, _ in (*plan.servers.values(), *plan.hosts.values())}
+    return [name for name in record.founders if name in names]
 
 
 def changes(record: ClusterRecord | None, cluster: ClusterConfig, mounts: str, alive: dict[str, bool]) -> list[Change]:
