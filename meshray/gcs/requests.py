@@ -99,6 +99,7 @@ class Link:
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
         self._connected: set[tuple[str, str]] = set()
+        self._followed = -1
 
     def head(self, attempt: int) -> bytes:
         """Return the route for a write; from the third attempt on the other members are asked in turn, who tell of a
@@ -111,14 +112,16 @@ class Link:
 
     def connect(self) -> list[Any]:
         """Return the effects that make all members' routes valid, and let those of a chain that may change tell us when
-        it does; nothing when that was done."""
-        if self._connected.issuperset(self.shard.members):
+        it does; nothing when that was done for this epoch."""
+        if self._followed == self.shard.epoch:
             return []
-        new = [member for member in self.shard.members if member not in self._connected]
-        self._connected.update(new)
-        effects: list[Any] = [Connect(name, endpoint) for name, endpoint in new]
+        self._followed = self.shard.epoch
+        members = self.shard.members
+        effects: list[Any] = [Connect(*member) for member in members if member not in self._connected]
+        self._connected.update(members)
         if len(self._connected) > 1 or self.shard.epoch > 1:
-            effects += [Send(b">" + name.encode(), FollowShard(self.shard.epoch)) for name, _ in new]
+            # Also to those that know us already: they may be new processes under an old name.
+            effects += [Send(b">" + name.encode(), FollowShard(self.shard.epoch)) for name, _ in members]
         return effects
 
     def adopt(self, shard: Shard) -> bool:

@@ -29,7 +29,20 @@ from meshray.gcs.log import Committed, MarkWhole, Persist, Persisted, Recovered,
 from meshray.gcs.register import Acceptor
 from meshray.machine import Connect, Received, Send, Stop, Tick, Undeliverable
 from meshray.messages.base import Message
-from meshray.messages.chain import Accept, Chain, Configure, Feed, FollowShard, Prepare, ServerAlive, Wedge, Wedged
+from meshray.messages.chain import (
+    Accept,
+    AskReadLease,
+    Chain,
+    Configure,
+    Extend,
+    Feed,
+    FollowShard,
+    Prepare,
+    Resume,
+    ServerAlive,
+    Wedge,
+    Wedged,
+)
 from meshray.messages.gcs import (
     CloseClient,
     DescribeShard,
@@ -41,6 +54,9 @@ from meshray.messages.gcs import (
     WrongEpoch,
 )
 from meshray.messages.node import Leave, Ping, Pong, Shard
+
+_OF_AN_EPOCH = frozenset((Write, CloseClient, Read, Scan, Watch, AskReadLease, Extend, Resume))
+"""Messages that may come from somebody who heard of a new chain before us."""
 
 
 class ShardServer:
@@ -70,6 +86,7 @@ class ShardServer:
         self._mark = False
         """Whether the disk is to be marked as whole, once the member is in step."""
         self._followers: dict[bytes, None] = {}
+        self._early: list[Received] = []
         self._alive_ns = now_ns
         self._counts = {"joins": 0, "configured": 0}
         self._own: dict[type, Any] = {
@@ -92,6 +109,8 @@ class ShardServer:
             own = self._own.get(type(event.message))
             if own is not None:
                 effects: list[Any] = own(event, now_ns)
+            elif self._masters and type(event.message) in _OF_AN_EPOCH and event.message.epoch > self.shard.epoch:
+                effects = self._keep_for_later(event)
             elif self.member is not None:
                 effects = self.member.handle(event, now_ns)
             else:
@@ -105,10 +124,29 @@ class ShardServer:
             effects = self.member.handle(event, now_ns) if self.member is not None else []
         else:
             raise AssertionError(f"not an event of a shard server: {event!r}")
-        if self._mark and self.member is not None and self.member.in_step:
+        if self._mark or self._early:
+            effects += self._settle_in(now_ns)
+        return effects
+
+    def _settle_in(self, now_ns: int) -> list[Any]:
+        """Do what waited for a new configuration."""
+        member = self.member
+        effects: list[Any] = []
+        if any(event.message.epoch <= self.shard.epoch for event in self._early) \
+                and (member is None or member.shard.epoch == self.shard.epoch):
+            early, self._early = self._early, []
+            for event in early:
+                effects += self.handle(event, now_ns)
+        if self._mark and member is not None and member.in_step:
             self._mark = False
             effects.append(MarkWhole(self.shard.epoch))
         return effects
+
+    def _keep_for_later(self, event: Received) -> list[Any]:
+        """The sender knows a newer chain than we do: it will come here too, so let the message wait for that."""
+        if len(self._early) < limits.HELD_READS_MAX:
+            self._early.append(event)
+        return []
 
     def deadline_ns(self) -> int:
         """When ``Tick`` is due next."""
