@@ -36,7 +36,7 @@ from meshray.gcs.head import Head
 from meshray.gcs.log import Committed, Entry, Persist, Persisted, Recovered, SweepReaders
 from meshray.gcs.rows import Rows
 from meshray.gcs.tail import Tail
-from meshray.machine import Connect, Received, Send, Tick, Undeliverable
+from meshray.machine import Connect, Disconnect, Received, Send, Tick, Undeliverable
 from meshray.messages.base import Message
 from meshray.messages.chain import (
     AskReadLease,
@@ -341,10 +341,11 @@ class ChainMember:
             self._newer = shard
             return []
         self.wedged = False
+        left = [Disconnect(name) for name in self.others if name not in dict(shard.members)]
         self._take_place(shard)
         self._resume_ns = self.adopted_ns = now_ns
         self.tail.begin(shard.epoch, self.others, now_ns)
-        effects = self.begin(now_ns)
+        effects = [*left, *self.begin(now_ns)]
         if self.is_tail:
             effects += self._commit(self.downstream.take_all(), now_ns)
             effects += self.tail.ask_lease(now_ns)

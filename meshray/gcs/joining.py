@@ -15,7 +15,7 @@ from typing import Any
 
 from meshray.gcs import limits
 from meshray.gcs.log import Persist, Recovered, WipeDisk
-from meshray.machine import Connect, Send
+from meshray.machine import Connect, Disconnect, Send
 from meshray.messages.chain import ClientRecord, Entry, Fed, Feed, JoinChain
 from meshray.messages.node import Shard
 
@@ -48,7 +48,7 @@ class Joiner:
         """Empty the disk and ask the tail."""
         name, endpoint = self.shard.members[-1]
         self._due_ns = now_ns + limits.FEED_RESEND_NS
-        return [WipeDisk(), Connect(name, endpoint), Send(b">" + name.encode(), JoinChain(self.attempt))]
+        return [WipeDisk(), Disconnect(name), Connect(name, endpoint), Send(b">" + name.encode(), JoinChain(self.attempt))]
 
     def feed(self, message: Feed, now_ns: int) -> list[Any]:
         """Take the next piece of the stream."""

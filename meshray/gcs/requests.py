@@ -14,7 +14,7 @@ import msgspec
 
 from meshray.gcs import limits
 from meshray.gcs.tables import AnyRow, decode
-from meshray.machine import Connect, Send
+from meshray.machine import Connect, Disconnect, Send
 from meshray.messages.chain import FollowShard
 from meshray.messages.node import Shard
 
@@ -117,8 +117,11 @@ class Link:
             return []
         self._followed = self.shard.epoch
         members = self.shard.members
-        effects: list[Any] = [Connect(*member) for member in members if member not in self._connected]
-        self._connected.update(members)
+        # A dialog with somebody who left is closed: should they come back, one that is opened then works at once, while
+        # this one would wait longer from attempt to attempt.
+        effects: list[Any] = [Disconnect(name) for name, _ in self._connected.difference(members)]
+        effects += [Connect(*member) for member in members if member not in self._connected]
+        self._connected = set(members)
         if len(self._connected) > 1 or self.shard.epoch > 1:
             # Also to those that know us already: they may be new processes under an old name.
             effects += [Send(b">" + name.encode(), FollowShard(self.shard.epoch)) for name, _ in members]
@@ -133,7 +136,7 @@ class Link:
 
     def knows(self, route: bytes) -> bool:
         """Whether this is the route of a member."""
-        return any(route == b">" + name.encode() for name, _ in (*self.shard.members, *self._connected))
+        return any(route == b">" + name.encode() for name, _ in self.shard.members)
 
     @property
     def names(self) -> str:

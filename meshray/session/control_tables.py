@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from meshray import config, errors
 from meshray.gcs.client import GcsClient
 from meshray.gcs.requests import Answered
-from meshray.machine import Connect, Received, Send, Tick, Undeliverable
+from meshray.machine import Connect, Disconnect, Received, Send, Tick, Undeliverable
 from meshray.messages.gcs import Op
 from meshray.messages.node import Shard
 
@@ -75,6 +75,8 @@ class ControlTables:
                     self._perform(self._client.handle(Undeliverable(effect.to, effect.message), self._session.now_ns))
             elif kind is Connect:
                 self._session.connect(effect.name, effect.endpoint)
+            elif kind is Disconnect:
+                self._session.forget_peer(effect.name)
             elif kind is Answered:
                 done = self._waiting.pop(effect.request, None)
                 if done is not None:
