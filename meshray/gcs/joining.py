@@ -48,7 +48,8 @@ class Joiner:
         """Empty the disk and ask the tail."""
         name, endpoint = self.shard.members[-1]
         self._due_ns = now_ns + limits.FEED_RESEND_NS
-        return [WipeDisk(), Disconnect(name), Connect(name, endpoint), Send(b">" + name.encode(), JoinChain(self.attempt))]
+        asks = Send(b">" + name.encode(), JoinChain(self.attempt))
+        return [WipeDisk(), Disconnect(name), Connect(name, endpoint), asks]
 
     def feed(self, message: Feed, now_ns: int) -> list[Any]:
         """Take the next piece of the stream."""

@@ -92,21 +92,22 @@ CHAIN_RESEND_NS = 100 * MILLISECOND_NS
 """A member whose successor has confirmed nothing for so long asks it what it has. ZeroMQ loses a message only with its
 connection, so this is rarely more than a question."""
 
-HEARTBEAT_NS = 150 * MILLISECOND_NS
+HEARTBEAT_NS = 300 * MILLISECOND_NS
 """How often a server of the control store tells the masters that it lives. A process that was killed is known by its
-node at once; this is for those that were stopped, and for whole machines."""
+node at once; this is for those that were stopped, and for whole machines. Half as long was too short on two cores that
+eight busy processes shared: members were replaced that were only slow."""
 
 SUSPECT_NS = 3 * HEARTBEAT_NS
 """A member that was silent this long is replaced. Being wrong costs one join; see ``gcs.master`` for why it is safe."""
 
-READ_LEASE_NS = 400 * MILLISECOND_NS
+READ_LEASE_NS = 800 * MILLISECOND_NS
 """How long the tail may answer reads after it asked the other members; below SUSPECT_NS, so that whoever replaces a
 silent tail seldom has to wait for it."""
 
-READ_LEASE_GIVEN_NS = 420 * MILLISECOND_NS
+READ_LEASE_GIVEN_NS = 840 * MILLISECOND_NS
 """The same as its giver counts it: 5 % longer, far above what clocks of two machines differ in their rate."""
 
-READ_LEASE_ASK_NS = 100 * MILLISECOND_NS
+READ_LEASE_ASK_NS = 200 * MILLISECOND_NS
 """How often the tail asks: three answers may be lost or late before a read waits."""
 
 HELD_READS_MAX = 1_000
@@ -147,6 +148,6 @@ ACCEPTORS = 3
 ACCEPTOR_SILENT_NS = 10 * SECOND_NS
 """An acceptor that was silent this long is exchanged, if there is another server to take its place."""
 
-STUCK_NS = 1 * SECOND_NS
+STUCK_NS = 2 * SECOND_NS
 """A member whose successor confirms nothing for so long says so: the two may be unable to reach each other, though both
 reach the masters."""
