@@ -158,7 +158,50 @@ CHUNK_BYTES = 1 * MIB
 """Content-addressed chunk of a transfer: blake3 runs at full width from 16 KiB, and a lost chunk costs 1 MiB."""
 
 PULL_CREDIT_CHUNKS = 16
-"""Chunks outstanding per holder: 16 MiB covers the bandwidth-delay product of a 10 Gbit/s link at 13 ms."""
+"""Most chunks outstanding per holder: 16 MiB covers the bandwidth-delay product of a 10 Gbit/s link at 13 ms."""
+
+PULL_WINDOW_MIN = 2
+"""Least chunks outstanding at a holder that answers: while one is on its way the next waits, so no link idles."""
+
+PULL_WINDOW_START = 6
+"""Chunks outstanding at a holder before its speed is known."""
+
+PULL_LATENCY_LOW_NS = 100 * MILLISECOND_NS
+"""While chunks come faster than this after they were asked for, a holder is asked for more at a time."""
+
+PULL_LATENCY_HIGH_NS = 200 * MILLISECOND_NS
+"""When they come later than this, for fewer: what waits in its queue cannot be had elsewhere."""
+
+PULL_LATE_NS = 200 * MILLISECOND_NS
+"""Least time after which an outstanding chunk is asked for at a second holder that has nothing better to do."""
+
+PULL_PEERS_MAX = 24
+"""Holders of one object that a pull talks to; each costs a connection and a notice per announcement."""
+
+PULL_LOOK_NS = 25 * MILLISECOND_NS
+"""While there are pulls, each is looked at this often: for silence, for what is late, to tell peers of new chunks. A
+chunk takes 8 ms at 1 Gbit/s, so this is few notices and little delay."""
+
+PULL_REFRESH_NS = 2 * SECOND_NS
+"""A pull asks its holders again what they have, and who else has it, this often."""
+
+PULL_STUCK_NS = 5 * SECOND_NS
+"""A pull whose holders all live and all lack the same chunks ends after this, as with a holder that is silent."""
+
+PULL_KEEP_NS = 60 * SECOND_NS
+"""What a pull brought before its last holder failed is kept this long, unless the room is needed."""
+
+SERVE_HOLD_NS = 5 * SECOND_NS
+"""An object stays in memory this long after a node asked for its manifest; pulls ask again each PULL_REFRESH_NS."""
+
+SERVE_ASKERS_MAX = 1000
+"""Nodes that may take one object from the same holder; beyond it the one that asked longest ago loses its ticket."""
+
+BULK_REQUEST_BYTES_MAX = 64 * KIB
+"""Largest frame that the bulk socket accepts from those who ask; a request has less than 1 KiB."""
+
+TICKET_BYTES = 16
+"""Random bytes that open a bulk socket for one object: too many to guess."""
 
 ALIGN_BYTES = 64
 """Objects and buffers start on cache lines."""

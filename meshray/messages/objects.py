@@ -18,7 +18,11 @@ Dialogs::
     session -> node      FetchObject             -> ObjectFetched | FetchFailed
 
     node -> node         RequestManifest         -> Manifest | ObjectUnknown
-    node -> node         RequestChunks           -> Chunk, one each, with the bytes as second frame
+    node -> node         ChunksHeld              to those that asked for the manifest, while the sender pulls
+
+On the bulk plane::
+
+    node -> node         RequestChunks           -> Chunk, one each, with the bytes as second frame | ChunksRefused
 
 Source: OSDI'18 s4.2.3; ownership counts as in Wang et al., NSDI'21 s4.2.
 """
@@ -166,18 +170,27 @@ class FetchFailed(Message, tag=114):
 
 
 class RequestManifest(Message, tag=115):
-    """node -> node. What are the chunks of this object?"""
+    """node -> node. What are the chunks of this object, and which do you have? ``brief``: the asker knows the digests
+    already. An asker is told to later askers as one that will have chunks too. Answered by Manifest or ObjectUnknown.
+    Idempotent."""
 
     object: bytes
+    brief: bool = False
 
 
 class Manifest(Message, tag=116):
-    """node -> node. The object's size and the blake3 digests (32 bytes each, joined) of its chunks in order."""
+    """node -> node. The object's size and the blake3 digests (32 bytes each, joined; none in a brief one) of its chunks
+    in order. ``ticket`` opens the sender's bulk socket at ``bulk`` for the asker alone; ``have`` is the set of chunks
+    that lie there (bit i of the whole, little endian), None: all; ``holders`` are other nodes that asked."""
 
     object: bytes
     size_bytes: int
     chunk_bytes: int
     digests: bytes
+    ticket: bytes = b""
+    bulk: str = ""
+    have: bytes | None = None
+    holders: list[str] = []  # noqa: RUF012
 
 
 class ObjectUnknown(Message, tag=117):
@@ -187,18 +200,35 @@ class ObjectUnknown(Message, tag=117):
 
 
 class RequestChunks(Message, tag=118):
-    """node -> node. Send these chunks (indices) of the object. The asker keeps the number outstanding below its
-    credit. Idempotent."""
+    """node -> node, bulk plane. Send these chunks (indices) of the object; ``ticket`` is from the Manifest. The asker
+    keeps the number outstanding below its credit. Answered by Chunk, one each, or ChunksRefused. Idempotent."""
+
+    object: bytes
+    chunks: list[int]
+    ticket: bytes = b""
+
+
+class Chunk(Message, tag=119):
+    """node -> node, bulk plane. One chunk; its bytes are the message's second frame."""
+
+    object: bytes
+    chunk: int
+
+
+class ChunksRefused(Message, tag=122):
+    """node -> node, bulk plane. These chunks are not to be had: the ticket is none, or none any more, or the chunks are
+    not here. The asker may ask for the manifest again."""
 
     object: bytes
     chunks: list[int]
 
 
-class Chunk(Message, tag=119):
-    """node -> node. One chunk; its bytes are the message's second frame."""
+class ChunksHeld(Message, tag=123):
+    """node -> node that asked for the manifest. I have these chunks too now. A notice; who missed it asks for the
+    manifest again."""
 
     object: bytes
-    chunk: int
+    chunks: list[int]
 
 
 class HoldersDied(Message, tag=120):
@@ -229,5 +259,4 @@ class CheckProcesses(Message, tag=128):
 MESSAGES = (HoldObjects, HoldsRegistered, ReleaseObjects, ResolveObjects, ObjectResolved, RequestExtent, ExtentGranted,
             ExtentRefused, ReturnExtents, ObjectsSealed, ObjectsFreed, RangesFreed, FetchObject, ObjectFetched,
             FetchFailed, RequestManifest, Manifest, ObjectUnknown, RequestChunks, Chunk, HoldersDied, SurplusWanted,
-            CheckProcesses,
-            WithdrawRequest)
+            CheckProcesses, WithdrawRequest, ChunksRefused, ChunksHeld)

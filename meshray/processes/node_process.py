@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 import signal
 import socket
@@ -46,10 +47,11 @@ from meshray.resources import UNITS_PER_ONE
 from meshray.sched.local import LocalScheduler
 from meshray.store.arena_file import ArenaFile
 from meshray.store.background import Background
-from meshray.store.events import DigestObject, DropChunks, PopulateRange, RestoreObject, SpillObject, WriteRange
+from meshray.store.bulk import Bulk
 from meshray.store.pins import PinBoard
-from meshray.store.service import StoreService
+from meshray.store.service import BULK_EFFECTS, DISK_EFFECTS, SLOW_EFFECTS, StoreService
 from meshray.store.spill_files import SpillFiles
+from meshray.transport.bulk_sockets import BulkSockets
 from meshray.transport.endpoints import NODE_PROCESS
 from meshray.transport.host import Host
 from meshray.transport.links import Links
@@ -73,6 +75,7 @@ class NodeProcess:
         self._spill_files = _open_spill_files(settings)
         self._background = Background(self.arena)
         self._disk = Background(self.arena, self._spill_files)
+        self._bulk = Bulk(self.arena, self._open_bulk, self._spill_files)
         self._logs = WorkerLogs(os.path.join(settings.run_dir, "logs"))
         self._zygote = ZygoteLink(zygote, self._logs)
         self._ring: KeyRing | None = None
@@ -86,12 +89,12 @@ class NodeProcess:
                      KillWorker: lambda effect: self._zygote.kill(effect.name),
                      StartService: self._start_service, WatchDriver: self._watch_driver,
                      ReadLogs: lambda effect: [*self._logs.read_all(), LogsRead(effect.driver, effect.stop_cluster)],
-                     DigestObject: self._background.submit, PopulateRange: self._background.submit,
-                     WriteRange: self._write_range, SpillObject: self._disk.submit, RestoreObject: self._disk.submit,
-                     DropChunks: self._disk.submit, SetKey: self._set_key,
+                     **dict.fromkeys(SLOW_EFFECTS, self._background.submit),
+                     **dict.fromkeys(DISK_EFFECTS, self._disk.submit),
+                     **dict.fromkeys(BULK_EFFECTS, self._bulk.submit), SetKey: self._set_key,
                      GreetNode: lambda effect: self._switch.greet(effect.node)},
             sources={self._zygote.fileno(): self._zygote_events, self._background.fd: self._background.drain,
-                     self._disk.fd: self._disk.drain})
+                     self._disk.fd: self._disk.drain, self._bulk.fd: self._bulk.drain})
 
     def _open_peers(self) -> tuple[Wire, str]:
         """Return our place in the mesh and our TCP endpoint, if the cluster has a network."""
@@ -111,6 +114,9 @@ class NodeProcess:
         self._switch = Switch(local, links, node=self.node, node_name=settings.node_name, run_dir=settings.run_dir)
         return self._switch, links.endpoint
 
+    def _open_bulk(self) -> BulkSockets:
+        return BulkSockets(process_endpoint(self.settings.run_dir, "bulk"))
+
     def _make_machine(self) -> NodeMachine:
         settings = self.settings
         total = {name: int(amount * UNITS_PER_ONE) for name, amount in settings.resources.items()}
@@ -118,9 +124,11 @@ class NodeProcess:
         scheduler = LocalScheduler(self.node, settings.node_name, endpoint, total,
                                    schedulers=settings.schedulers, prestart=settings.prestart_workers, pid=os.getpid(),
                                    labels=settings.labels, locality=settings.locality)
-        store = StoreService(settings.object_store_bytes, self.node, read=self.arena.view,
-                             resolve_node=lambda name: self.machine.peers.get(name), board=self._board,
-                             to_disk=self._spill_files is not None)
+        store = StoreService(settings.object_store_bytes, self.node,
+                             resolve_node=lambda name: self.machine.peers.get(name),
+                             nodes=lambda: self.machine.peers, bulk=self._bulk.start,
+                             draw=random.Random().randrange, entropy=os.urandom,
+                             board=self._board, to_disk=self._spill_files is not None)
         gcs = GcsClient(process_name("client", os.urandom(8)), settings.shards)
         return NodeMachine(settings, self.node, endpoint, entropy=lambda: os.urandom(8),
                            scheduler=scheduler, store=store, pins=self._board, gcs=gcs, pid=os.getpid())
@@ -177,6 +185,7 @@ class NodeProcess:
         self._zygote.close()
         self._services.close()
         self._background.close()
+        self._bulk.close()
         self._disk.close()
         if self._spill_files is not None:
             self._spill_files.close()
@@ -246,9 +255,6 @@ class NodeProcess:
             return ended()
 
         self.host.add_source(fd, exited)
-
-    def _write_range(self, effect: WriteRange) -> None:
-        self.arena.write(effect.offset, effect.data)
 
 
 def _open_spill_files(settings: NodeConfig) -> SpillFiles | None:

@@ -1,12 +1,15 @@
-"""Answers other nodes that pull objects from this one.
+"""Tells other nodes what this one has of an object, and opens its bulk socket to them.
 
-*Pure.* Runs in the node process.
+*Pure.* Runs in the node process; the chunks themselves leave through the bulk plane (``bulk``).
 
-1. Only sealed objects are served; their bytes leave as the second frame, straight from the arena.
+1. Sealed objects are served, and of objects on their way here the chunks that have come.
 2. Digests are computed once per object, off the node's loop, and only when somebody asks.
-3. An object that is freed is freed on every node that took it from here.
+3. A ticket is for one asker and one object; it is told over the control plane only, and ends with either of them.
+4. An object is held in memory, where it is, while somebody asks: pulls ask again every PULL_REFRESH_NS.
+5. Who asks is told of the others that asked: they have, or soon will have, chunks too.
+6. An object that is freed is freed on every node that asked for it here.
 
-Source: iroh-blobs DESIGN.md (requests name content, the asker verifies).
+Source: iroh-blobs DESIGN.md (requests name content, the asker verifies); the tracker of BitTorrent (Cohen 2003).
 """
 
 from __future__ import annotations
@@ -14,105 +17,190 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from meshray import config
-from meshray.machine import Received, Send
-from meshray.messages.objects import Chunk, Manifest, ObjectsFreed, ObjectUnknown, RequestChunks, RequestManifest
-from meshray.messages.tasks import Location
-from meshray.store.events import DigestObject, ObjectDigested
-from meshray.store.manifest import DIGEST_BYTES, chunk_count, chunk_range
+import msgspec
 
-Lookup = Callable[[bytes], Location | None]
-Read = Callable[[int, int], Any]
+from meshray import config
+from meshray.machine import Received, Send, Tick
+from meshray.messages.objects import Manifest, ObjectsFreed, ObjectUnknown, RequestManifest
+from meshray.messages.tasks import Location
+from meshray.store import chunk_sets
+from meshray.store.chunk_index import ChunkIndex
+from meshray.store.directory import ArenaDirectory
+from meshray.store.events import DigestObject, Grant, HolderGone, ObjectDigested, ObjectSpilled, Revoke
+from meshray.store.records import Entry
+from meshray.store.swarm import Pull
+
+
+class Held(msgspec.Struct):
+    """An object that others take: ``entry`` is what the directory holds, until ``until_ns``."""
+
+    entry: Entry
+    until_ns: int
 
 
 class ChunkServer:
-    """Serves manifests and chunks."""
+    """Serves manifests, gives out tickets, and remembers who asked."""
 
-    def __init__(self, lookup: Lookup, read: Read) -> None:
-        """``lookup`` finds a sealed object; ``read(offset, size_bytes)`` returns a buffer over the arena."""
-        self._lookup = lookup
-        self._read = read
-        self._digests: dict[bytes, tuple[int, bytes]] = {}
-        """Object -> where it lay when it was hashed, and its digests."""
-        self._asking: dict[bytes, dict[bytes, None]] = {}
-        """Objects being hashed -> routes that wait for the manifest."""
-        self._takers: dict[bytes, dict[bytes, None]] = {}
-        """Objects -> routes of the nodes that took chunks."""
-        self._chunks_sent = 0
+    def __init__(self, directory: ArenaDirectory, partial: Callable[[bytes], Pull | None], *, index: ChunkIndex,
+                 bulk: Callable[[], str], entropy: Callable[[int], bytes]) -> None:
+        """``partial`` finds an object on its way here; ``bulk`` returns the endpoint of the bulk socket; ``entropy(n)``
+        returns n random bytes."""
+        self._directory = directory
+        self._partial = partial
+        self._index = index
+        self._bulk = bulk
+        self._entropy = entropy
+        self._offsets: dict[bytes, int] = {}
+        """Objects whose digests the index has -> where they lay then."""
+        self._hashing: dict[bytes, dict[bytes, bool]] = {}
+        """Objects being hashed -> routes that wait for the manifest, and whether a brief one will do."""
+        self._askers: dict[bytes, dict[bytes, bytes]] = {}
+        """Objects -> routes of the nodes that asked, in the order they did first, and the ticket of each."""
+        self._held: dict[bytes, Held] = {}
+        self._look_ns = 0
+        """When holds that ended are looked for."""
 
     def handle(self, event: Any, now_ns: int) -> list[Any]:
         """Take one event, return its effects in order."""
         match event:
-            case Received(route, RequestManifest(object_)):
-                return self._manifest(route, object_)
-            case Received(route, RequestChunks(object_, chunks)):
-                return self._chunks(route, object_, chunks)
+            case Received(route, RequestManifest(object_, brief)):
+                return self._manifest(route, object_, brief, now_ns)
             case Received(_, ObjectsFreed(objects)):
                 return self._freed(objects)
             case ObjectDigested():
-                return self._digested(event)
+                return self._digested(event, now_ns)
+            case HolderGone(node):
+                return self._asker_gone(node.encode())
+            case ObjectSpilled(object_, digests, error) if not error:
+                self._index.add(object_, digests)
+            case Tick():
+                return self._tick(now_ns) if self._held and now_ns >= self._look_ns else []
         return []
 
     def deadline_ns(self) -> int | None:
-        """The server waits for nothing: the asker repeats itself."""
-        return None
+        """When holds that ended are looked for."""
+        return self._look_ns if self._held else None
 
-    def _manifest(self, route: bytes, object_: bytes) -> list[Any]:
-        location = self._lookup(object_)
+    def _manifest(self, route: bytes, object_: bytes, brief: bool, now_ns: int) -> list[Any]:
+        location = self._directory.lookup(object_)
         if location is None:
-            return [Send(route, ObjectUnknown(object_))]
-        offset, digests = self._digests.get(object_, (-1, b""))
-        if offset == location.offset:
-            return [_manifest_to(route, object_, location, digests)]
-        waiting = self._asking.get(object_)
-        if waiting is not None:
-            waiting[route] = None
+            pull = self._partial(object_)
+            if pull is None:
+                return [Send(route, ObjectUnknown(object_))]
+            place = Location("", -1, pull.size_bytes)
+            return self._answer(route, object_, place, b"" if brief else pull.digests, pull)
+        if self._offsets.get(object_) == location.offset:
+            self._hold(object_, now_ns)
+            digests = b"" if brief else self._index.digests_of(object_)
+            return self._answer(route, object_, location, digests)
+        if object_ in self._hashing:
+            self._hashing[object_][route] = brief
             return []
-        self._asking[object_] = {route: None}
+        self._hashing[object_] = {route: brief}
         return [DigestObject(object_, location.offset, location.size_bytes)]
 
-    def _digested(self, event: ObjectDigested) -> list[Any]:
-        routes = self._asking.pop(event.object, {})
-        location = self._lookup(event.object)
+    def _hold(self, object_: bytes, now_ns: int) -> None:
+        held = self._held.get(object_)
+        if held is not None:
+            held.until_ns = now_ns + config.SERVE_HOLD_NS
+            return
+        entry = self._directory.hold(object_)
+        if entry is not None:
+            if not self._held:
+                self._look_ns = now_ns + config.SERVE_HOLD_NS
+            self._held[object_] = Held(entry, now_ns + config.SERVE_HOLD_NS)
+
+    def _tick(self, now_ns: int) -> list[Any]:
+        """Let go of what nobody asked for lately: it may leave memory now, so tickets must be asked for anew."""
+        self._look_ns = now_ns + config.SERVE_HOLD_NS
+        idle = [object_ for object_, held in self._held.items() if held.until_ns <= now_ns]
+        for object_ in idle:
+            self._directory.unhold(self._held.pop(object_).entry)
+        gone = [object_ for object_ in self._offsets if self._directory.find(object_) is None]
+        for object_ in gone:
+            self._index.drop(object_)
+            del self._offsets[object_]
+        return [Revoke(idle)] if idle else []
+
+    def _digested(self, event: ObjectDigested, now_ns: int) -> list[Any]:
+        routes = self._hashing.pop(event.object, {})
+        location = self._directory.lookup(event.object)
         if location is None:
             return [Send(route, ObjectUnknown(event.object)) for route in routes]
         if location.offset != event.offset:
             # Sealed anew elsewhere while the old bytes were hashed: the askers repeat their request.
             return []
-        self._digests[event.object] = (event.offset, event.digests)
-        return [_manifest_to(route, event.object, location, event.digests) for route in routes]
+        self.learned(event.object, event.offset, event.digests, now_ns)
+        self._hold(event.object, now_ns)
+        answers = [self._answer(route, event.object, location, b"" if brief else event.digests)
+                   for route, brief in routes.items()]
+        return [effect for answer in answers for effect in answer]
 
-    def _chunks(self, route: bytes, object_: bytes, chunks: list[int]) -> list[Any]:
-        location = self._lookup(object_)
-        if location is None:
-            return [Send(route, ObjectUnknown(object_))]
-        self._takers.setdefault(object_, {})[route] = None
-        effects = []
-        for chunk in chunks[: config.PULL_CREDIT_CHUNKS]:
-            if 0 <= chunk < chunk_count(location.size_bytes):
-                start, size_bytes = chunk_range(chunk, location.size_bytes)
-                effects.append(Send(route, Chunk(object_, chunk), (self._read(location.offset + start, size_bytes),)))
-        self._chunks_sent += len(effects)
-        return effects
+    def _answer(self, route: bytes, object_: bytes, location: Location, digests: bytes,
+                pull: Pull | None = None) -> list[Any]:
+        askers = self._askers.setdefault(object_, {})
+        others = [_name(other) for other in askers if other != route][-config.PULL_PEERS_MAX :]
+        effects: list[Any] = []
+        if route not in askers:
+            askers[route] = self._entropy(config.TICKET_BYTES)
+            if len(askers) > config.SERVE_ASKERS_MAX:
+                effects.append(Revoke(tickets=[askers.pop(next(iter(askers)))]))
+        ticket = askers[route]
+        have = None if pull is None else chunk_sets.pack(pull.done, pull.count)
+        size_bytes = location.size_bytes
+        manifest = Manifest(object_, size_bytes, config.CHUNK_BYTES, digests, ticket, self._bulk(), have, others)
+        return [*effects, Grant(ticket, object_, location.offset, size_bytes), Send(route, manifest)]
+
+    # --- ends ----------------------------------------------------------------------------------------------------
 
     def _freed(self, objects: list[bytes]) -> list[Any]:
         copies: dict[bytes, list[bytes]] = {}
         for object_ in objects:
-            self._digests.pop(object_, None)
-            for route in self._takers.pop(object_, ()):
+            self._index.drop(object_)
+            self._offsets.pop(object_, None)
+            held = self._held.pop(object_, None)
+            if held is not None:
+                self._directory.unhold(held.entry)
+            for route in self._askers.get(object_, ()):
                 copies.setdefault(route, []).append(object_)
-        return [Send(route, ObjectsFreed(taken)) for route, taken in copies.items()]
+        effects: list[Any] = [effect for object_ in objects for effect in self.forget(object_)]
+        return effects + [Send(route, ObjectsFreed(asked)) for route, asked in copies.items()]
+
+    def _asker_gone(self, route: bytes) -> list[Any]:
+        tickets = [askers.pop(route) for askers in self._askers.values() if route in askers]
+        return [Revoke(tickets=tickets)] if tickets else []
+
+    # --- for the puller ------------------------------------------------------------------------------------------
+
+    def askers(self, object_: bytes) -> list[bytes]:
+        """Return the routes of the nodes that asked for the object's manifest."""
+        return list(self._askers.get(object_, ()))
+
+    def learned(self, object_: bytes, offset: int, digests: bytes, now_ns: int) -> None:
+        """The object lies at ``offset`` and has these digests."""
+        self._index.add(object_, digests)
+        self._offsets[object_] = offset
+        if object_ in self._askers:
+            self._hold(object_, now_ns)
+
+    def forget(self, object_: bytes) -> list[Any]:
+        """The object is not here any more, or does not come; return the effects that end serving it."""
+        return [Revoke([object_])] if self._askers.pop(object_, None) is not None else []
+
+    # --- questions -----------------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, int]:
         """Return counters and sizes for ``status`` and tests."""
-        return {"manifests": len(self._digests), "hashing": len(self._asking), "chunks_sent": self._chunks_sent}
+        askers = sum(map(len, self._askers.values()))
+        return {"manifests": len(self._offsets), "hashing": len(self._hashing), "askers": askers,
+                "serving": len(self._held), **self._index.statistics()}
 
     def check(self) -> None:
-        """Assert that what is kept for an object is of its size."""
-        for object_, (_, digests) in self._digests.items():
-            location = self._lookup(object_)
-            assert location is None or len(digests) == chunk_count(location.size_bytes) * DIGEST_BYTES
+        """Assert that what is held is in memory."""
+        self._index.check()
+        assert all(held.entry.held and held.entry.offset >= 0 for held in self._held.values())
 
 
-def _manifest_to(route: bytes, object_: bytes, location: Location, digests: bytes) -> Send:
-    return Send(route, Manifest(object_, location.size_bytes, config.CHUNK_BYTES, digests))
+def _name(route: bytes) -> str:
+    """Return the node's name, whichever side opened the dialog."""
+    return route.removeprefix(b">").decode(errors="replace")

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from meshray.messages.objects import ExtentRefused
@@ -63,13 +61,6 @@ class RangePopulated(msgspec.Struct, frozen=True, gc=False):
     error: str = ""
 
 
-class WriteRange(msgspec.Struct, frozen=True, gc=False):
-    """Effect: copy ``data`` into the arena, to a range that is populated."""
-
-    offset: int
-    data: Any
-
-
 class RangeReserved(msgspec.Struct, frozen=True, gc=False):
     """Event between the store's machines: ``object`` has a range of the node's own."""
 
@@ -121,3 +112,94 @@ class DropChunks(msgspec.Struct, frozen=True, gc=False):
     """Effect: these objects need their chunks on disk no more (joined digests, each as often as it was written)."""
 
     digests: bytes
+
+
+class BeginTransfer(msgspec.Struct, frozen=True, gc=False):
+    """Effect: from now on take chunks of the object into this range. ``digests`` are joined, one per chunk."""
+
+    transfer: int
+    object: bytes
+    offset: int
+    size_bytes: int
+    digests: bytes
+
+
+class AskChunks(msgspec.Struct, frozen=True, gc=False):
+    """Effect: ask the node ``holder``, whose bulk socket is at ``endpoint``, for these chunks. Answered, in pieces, by
+    ChunksArrived, ChunksBad and ChunksMissing, or not at all."""
+
+    object: bytes
+    holder: str
+    endpoint: str
+    ticket: bytes
+    chunks: list[int]
+
+
+class CopyChunks(msgspec.Struct, frozen=True, gc=False):
+    """Effect: take these chunks from this node itself; ``sources`` are offsets in the arena, or -1 for a chunk
+    on disk. Answered as AskChunks is, with an empty holder."""
+
+    transfer: int
+    chunks: list[int]
+    sources: list[int]
+
+
+class EndTransfer(msgspec.Struct, frozen=True, gc=False):
+    """Effect: take nothing more into the transfer's range. A ``complete`` one is served from now on as what it is.
+    Answered by TransferEnded, after which nobody writes there."""
+
+    transfer: int
+    complete: bool = False
+
+
+class TransferEnded(msgspec.Struct, frozen=True, gc=False):
+    """Event: nothing is written into the transfer's range any more."""
+
+    transfer: int
+
+
+class ChunksArrived(msgspec.Struct, frozen=True, gc=False):
+    """Event: these chunks came from ``holder``, had the right digests, and lie in the arena."""
+
+    object: bytes
+    holder: str
+    chunks: list[int]
+
+
+class ChunksBad(msgspec.Struct, frozen=True, gc=False):
+    """Event: what ``holder`` sent as these chunks has other digests; it was thrown away."""
+
+    object: bytes
+    holder: str
+    chunks: list[int]
+
+
+class ChunksMissing(msgspec.Struct, frozen=True, gc=False):
+    """Event: ``holder`` does not serve us these chunks, or not any more."""
+
+    object: bytes
+    holder: str
+    chunks: list[int]
+
+
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """Effect: serve chunks of the object to who shows ``ticket``: from this range, or with ``offset`` -1 what a
+    transfer has brought so far."""
+
+    ticket: bytes
+    object: bytes
+    offset: int
+    size_bytes: int
+
+
+class Revoke(msgspec.Struct, frozen=True, gc=False):
+    """Effect: these tickets, and all tickets for these objects, are worth nothing any more."""
+
+    objects: list[bytes] = []
+    tickets: list[bytes] = []
+
+
+class ForgetHolder(msgspec.Struct, frozen=True, gc=False):
+    """Effect: close the bulk connection to a node that is gone."""
+
+    holder: str

@@ -37,17 +37,27 @@ def digests_of(view: memoryview) -> bytes:
     return b"".join(blake3(view[start : start + size]).digest() for start, size in ranges)
 
 
-def verify(digests: bytes, index: int, data: Any) -> bool:
-    """Whether ``data`` is the chunk ``index`` that ``digests`` names."""
-    return blake3(data).digest() == digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+def digest_of(digests: bytes, index: int) -> bytes:
+    """Return the digest of chunk ``index``."""
+    return digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
 
 
-def flaw_of(manifest: Manifest, size_bytes: int) -> str:
-    """Say what makes a manifest useless for an object of ``size_bytes``; empty if nothing does."""
+def verify(digest: bytes, data: Any) -> bool:
+    """Whether ``data`` is the chunk that ``digest`` names."""
+    return blake3(data).digest() == digest
+
+
+def flaw_of(manifest: Manifest, size_bytes: int, digests: bytes = b"") -> str:
+    """Say what makes a manifest useless for an object of ``size_bytes``; empty if nothing does. ``digests`` are those
+    that are known already: then a brief manifest will do, and another content will not."""
     if manifest.size_bytes != size_bytes:
         return f"manifest is of {manifest.size_bytes} bytes, the object has {size_bytes}"
     if manifest.chunk_bytes != config.CHUNK_BYTES:
         return f"chunks of {manifest.chunk_bytes} bytes, this version uses {config.CHUNK_BYTES}"
+    if digests and not manifest.digests:
+        return ""
     if len(manifest.digests) != chunk_count(size_bytes) * DIGEST_BYTES:
         return f"{len(manifest.digests)} bytes of digests for {chunk_count(size_bytes)} chunks"
+    if digests and manifest.digests != digests:
+        return "its copy has another content"
     return ""

@@ -1,107 +1,95 @@
 """Brings objects from other nodes into this node's arena.
 
-*Pure.* Runs in the node process.
+*Pure.* Runs in the node process; the chunks themselves move in the bulk plane (``bulk``), which verifies them.
 
-1. Fetches of one object are joined: however many sessions ask, it is pulled once.
+1. Fetches of one object are joined: it is pulled once.
 2. At most PULL_CREDIT_CHUNKS chunks are outstanding at one holder, over all pulls.
-3. A chunk counts only when its digest is right; a bad, lost or late one is asked for again.
+3. A chunk counts only when its digest is right; a bad, lost or late one is asked for again, elsewhere if possible.
 4. The object is sealed in the own directory before any session hears of it.
 5. Every fetch ends in ObjectFetched or FetchFailed: silence, lies and lack of room are all bounded.
+6. A pull that lost its last holder asks every node, then keeps what it has for a while: a later fetch goes on from it.
 
 ::
 
     manifest --> room --> memory --> chunks --> sealed
        |          |         |          |
        +----------+---------+----------+------> failed (no holder left, no room, freed by the owner)
+                                       +------> paused --> chunks (fetched again) | forgotten
 
 Source: OSDI'18 s4.2.3 (pull by the node that needs the object); receiver-driven credit as in Homa (SIGCOMM'18).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from meshray import config
-from meshray.machine import Connect, Received, Send, Tick
-from meshray.messages.base import Message
+from meshray.machine import Received, Send, Tick
 from meshray.messages.objects import (
-    Chunk,
+    ChunksHeld,
     FetchFailed,
     FetchObject,
     Manifest,
     ObjectFetched,
     ObjectsFreed,
     ObjectUnknown,
-    RequestChunks,
     RequestManifest,
-    Sealed,
 )
+from meshray.store import chunk_sets
 from meshray.store import manifest as manifests
+from meshray.store.chunk_flow import ChunkFlow
+from meshray.store.chunk_server import ChunkServer
 from meshray.store.directory import ArenaDirectory
-from meshray.store.events import HolderGone, PopulateRange, RangePopulated, SessionGone, WriteRange
-
-Resolve = Callable[[str], str | None]
-Verify = Callable[[bytes, int, Any], bool]
-
-
-class _Holder:
-    """What one pull knows of one node that has the object."""
-
-    __slots__ = ("bad", "silences", "unknown")
-
-    def __init__(self) -> None:
-        self.silences = 0
-        self.unknown = 0
-        self.bad = 0
-
-
-class _Pull:
-    """One object on its way."""
-
-    __slots__ = ("deadline_ns", "digests", "give_up_ns", "holders", "missing", "object", "offset", "outstanding",
-                 "owner", "size_bytes", "stage", "waiters")  # fmt: skip
-
-    def __init__(self, fetch: FetchObject) -> None:
-        self.object = fetch.object
-        self.owner = fetch.owner
-        self.size_bytes = fetch.location.size_bytes
-        self.waiters: dict[bytes, None] = {}
-        self.holders: dict[str, _Holder] = {}
-        self.stage: Literal["manifest", "room", "memory", "chunks"] = "manifest"
-        self.digests = b""
-        self.offset = -1
-        self.missing: list[int] = []
-        """Chunks to ask for, the next one last."""
-        self.outstanding: dict[int, str] = {}
-        """Chunks asked for -> of whom."""
-        self.deadline_ns: int | None = None
-        self.give_up_ns = 0
+from meshray.store.events import (
+    ChunksArrived,
+    ChunksBad,
+    ChunksMissing,
+    ForgetHolder,
+    HolderGone,
+    RangePopulated,
+    SessionGone,
+    TransferEnded,
+)
+from meshray.store.introductions import Introductions
+from meshray.store.landing import Landing
+from meshray.store.swarm import Holder, Pull
 
 
 class Puller:
     """All pulls of one node."""
 
-    def __init__(self, directory: ArenaDirectory, resolve_node: Resolve, *, verify: Verify = manifests.verify) -> None:
-        """``resolve_node`` maps a node's name to its endpoint, or None while it is not known."""
+    def __init__(self, directory: ArenaDirectory, resolve: Callable[[str], str | None],
+                 nodes: Callable[[], Iterable[str]], *, server: ChunkServer, flow: ChunkFlow) -> None:
+        """``resolve`` maps a node's name to its endpoint, or None while it is not known; ``nodes`` are all that
+        are known."""
         self._directory = directory
-        self._resolve = resolve_node
-        self._verify = verify
-        self._pulls: dict[bytes, _Pull] = {}
-        self._credit_used: dict[str, int] = {}
-        self._counts = {"fetched": 0, "failed": 0, "chunks": 0, "bad_chunks": 0, "silences": 0}
+        self._meeting = Introductions(directory.node, resolve, flow.link)
+        self._nodes = nodes
+        self._server = server
+        self._flow = flow
+        self._pulls: dict[bytes, Pull] = {}
+        self._landing = Landing(directory)
+        self._look_ns = 0
+        self._counts = {"fetched": 0, "failed": 0, "bad_chunks": 0, "silences": 0}
 
     # --- the machine ---------------------------------------------------------------------------------------------
 
     def handle(self, event: Any, now_ns: int) -> list[Any]:
         """Take one event, return its effects in order."""
         match event:
+            case ChunksArrived():
+                return self._arrived(event, now_ns)
             case Received(route, FetchObject() as fetch):
                 return self._fetch(route, fetch, now_ns)
-            case Received(route, Chunk() as chunk, buffers):
-                return self._chunk(_name(route), chunk, buffers, now_ns)
             case Received(route, Manifest() as manifest):
                 return self._manifest(_name(route), manifest, now_ns)
+            case Received(route, ChunksHeld(object_, chunks)):
+                return self._held(_name(route), object_, chunks, now_ns)
+            case Received(route, RequestManifest(object_)):
+                pull = self._pulls.get(object_)
+                if pull is not None and pull.stage != "paused":
+                    return self._meeting.meet(pull, [_name(route)], now_ns)
             case Received(route, ObjectUnknown(object_)):
                 return self._unknown(object_, _name(route), now_ns)
             case Received(_, ObjectsFreed(objects)):
@@ -109,19 +97,24 @@ class Puller:
                 return [effect for pull in pulls for effect in self._fail(pull, "its owner freed it", lost=True)]
             case RangePopulated():
                 return self._populated(event, now_ns)
+            case ChunksBad():
+                return self._bad(event, now_ns)
+            case ChunksMissing():
+                return self._refused(event, now_ns)
+            case TransferEnded(transfer):
+                self._landing.ended(transfer)
             case HolderGone(node):
-                drops = [self._drop(object_, node, "given up as dead", now_ns, lost=True) for object_ in [*self._pulls]]
-                return [effect for drop in drops for effect in drop]
+                return self._gone(node, now_ns)
             case SessionGone(_, route):
                 for pull in self._pulls.values():
                     pull.waiters.pop(route, None)
             case Tick():
-                return self._tick(now_ns)
+                return self._tick(now_ns) if self._pulls and now_ns >= self._look_ns else []
         return []
 
     def deadline_ns(self) -> int | None:
-        """When the next silence is up."""
-        return min((pull.deadline_ns for pull in self._pulls.values() if pull.deadline_ns is not None), default=None)
+        """When the pulls are looked at next."""
+        return self._look_ns if self._pulls else None
 
     # --- asking --------------------------------------------------------------------------------------------------
 
@@ -138,51 +131,62 @@ class Puller:
             return [Send(route, FetchFailed(fetch.object, reason))]
         pull = self._pulls.get(fetch.object)
         if pull is None:
-            pull = self._pulls[fetch.object] = _Pull(fetch)
+            if not self._pulls:
+                self._look_ns = now_ns + config.PULL_LOOK_NS
+            count = manifests.chunk_count(size_bytes)
+            pull = Pull(self._directory.node, fetch.object, fetch.owner, size_bytes, count)
+            self._pulls[fetch.object] = pull
+        elif pull.stage == "paused":
+            pull.stage, pull.swept, pull.reason = "chunks", False, ""
+            pull.stuck_ns = now_ns + config.PULL_STUCK_NS
         pull.waiters[route] = None
-        if holder in pull.holders:
-            return []
-        pull.holders[holder] = _Holder()
-        if pull.stage == "manifest":
-            return self._ask_manifest(pull, holder, now_ns)
-        return self._pump(now_ns)
+        pull.named.add(holder)
+        return self._meeting.add(pull, holder, now_ns)
 
-    def _ask_manifest(self, pull: _Pull, holder: str, now_ns: int) -> list[Any]:
-        pull.deadline_ns = now_ns + config.PULL_SILENCE_NS
-        return self._to(holder, RequestManifest(pull.object))
-
-    def _to(self, holder: str, message: Message) -> list[Any]:
-        """Send to a holder. One whose endpoint is not known is silent, and what is asked of the silent is repeated."""
-        endpoint = self._resolve(holder)
-        if endpoint is None:
-            return []
-        return [Connect(holder, endpoint), Send(b">" + holder.encode(), message)]
-
-    def _manifest(self, holder: str, manifest: Manifest, now_ns: int) -> list[Any]:
+    def _manifest(self, name: str, manifest: Manifest, now_ns: int) -> list[Any]:
         pull = self._pulls.get(manifest.object)
-        if pull is None or pull.stage != "manifest" or holder not in pull.holders:
+        holder = pull.holders.get(name) if pull is not None else None
+        if pull is None or holder is None:
             return []
-        flaw = manifests.flaw_of(manifest, pull.size_bytes)
+        flaw = manifests.flaw_of(manifest, pull.size_bytes, pull.digests)
         if flaw:
-            return self._drop(pull.object, holder, flaw, now_ns)
-        pull.holders[holder].silences = 0
-        pull.digests = manifest.digests
-        pull.stage = "room"
-        pull.give_up_ns = now_ns + config.EXTENT_WAIT_NS
-        return self._make_room(pull, now_ns)
+            return self._drop(pull, name, flaw, now_ns)
+        holder.ready = True
+        holder.have = None if manifest.have is None else chunk_sets.unpack(manifest.have, pull.count)
+        holder.ticket, holder.bulk = manifest.ticket, manifest.bulk
+        holder.deadline_ns = now_ns + config.PULL_SILENCE_NS if holder.asked_ns else None
+        effects: list[Any] = []
+        if pull.stage == "manifest":
+            pull.digests = manifest.digests
+            pull.missing = chunk_sets.all_of(pull.count)
+            pull.stage = "room"
+            pull.give_up_ns = now_ns + config.EXTENT_WAIT_NS
+            effects += self._make_room(pull, now_ns)
+        effects += self._meeting.meet(pull, manifest.holders, now_ns)
+        return effects + self._flow.pump(pull, now_ns)
 
-    def _make_room(self, pull: _Pull, now_ns: int) -> list[Any]:
-        offset = self._directory.reserve(pull.size_bytes)
-        if offset is not None:
-            pull.offset = offset
-            pull.stage = "memory"
-            pull.deadline_ns = None
-            return [PopulateRange(pull.object, offset, pull.size_bytes)]
+    def _held(self, name: str, object_: bytes, chunks: list[int], now_ns: int) -> list[Any]:
+        pull = self._pulls.get(object_)
+        holder = pull.holders.get(name) if pull is not None else None
+        if pull is None or holder is None or holder.have is None:
+            return []
+        holder.have |= chunk_sets.of(chunk for chunk in chunks if chunk < pull.count)
+        if holder.have == chunk_sets.all_of(pull.count):
+            holder.have = None
+        return self._flow.pump(pull, now_ns)
+
+    # --- room ----------------------------------------------------------------------------------------------------
+
+    def _make_room(self, pull: Pull, now_ns: int) -> list[Any]:
+        reserved = self._landing.reserve(pull)
+        if reserved:
+            return reserved
+        paused = [other for other in self._pulls.values() if other.stage == "paused"]
+        if paused:
+            return self._end(paused[0])
         if now_ns >= pull.give_up_ns:
-            numbers = self._directory.statistics()
-            return self._fail(pull, f"object store full (need {pull.size_bytes} bytes, free {numbers['free_bytes']}, "
-                              f"in use {numbers['used_bytes']}): raise object_store_memory or drop refs")  # fmt: skip
-        pull.deadline_ns = min(now_ns + config.PULL_SILENCE_NS, pull.give_up_ns)
+            return self._fail(pull, self._landing.lack(pull))
+        pull.refresh_ns = min(now_ns + config.PULL_SILENCE_NS, pull.give_up_ns)
         return self._directory.want_surplus()
 
     def _populated(self, event: RangePopulated, now_ns: int) -> list[Any]:
@@ -191,71 +195,68 @@ class Puller:
             return []
         if event.error:
             return self._fail(pull, event.error)
-        pull.stage = "chunks"
-        pull.missing = list(range(manifests.chunk_count(pull.size_bytes)))[::-1]
-        pull.deadline_ns = now_ns + config.PULL_SILENCE_NS
-        return self._pump(now_ns)
+        pull.refresh_ns = now_ns + config.PULL_REFRESH_NS
+        pull.stuck_ns = now_ns + config.PULL_STUCK_NS
+        begin = self._landing.begin(pull)
+        return [begin, *self._flow.copy_own(pull), *self._flow.pump(pull, now_ns)]
 
-    def _pump(self, now_ns: int) -> list[Any]:
-        """Ask for as many chunks as the credit at each holder allows, oldest pull first."""
-        effects: list[Any] = []
-        for pull in self._pulls.values():
-            if pull.stage != "chunks":
-                continue
-            for holder in pull.holders:
-                credit = config.PULL_CREDIT_CHUNKS - self._credit_used.get(holder, 0)
-                chunks = [pull.missing.pop() for _ in range(min(credit, len(pull.missing)))]
-                if chunks:
-                    pull.outstanding.update(dict.fromkeys(chunks, holder))
-                    self._credit_used[holder] = self._credit_used.get(holder, 0) + len(chunks)
-                    effects += self._to(holder, RequestChunks(pull.object, chunks))
-        return effects
+    # --- chunks --------------------------------------------------------------------------------------------------
 
-    # --- answers -------------------------------------------------------------------------------------------------
-
-    def _chunk(self, name: str, chunk: Chunk, buffers: Any, now_ns: int) -> list[Any]:
-        pull = self._pulls.get(chunk.object)
-        if pull is None or pull.outstanding.get(chunk.chunk) != name:
+    def _arrived(self, event: ChunksArrived, now_ns: int) -> list[Any]:
+        pull = self._pulls.get(event.object)
+        if pull is None or pull.stage not in ("chunks", "paused"):
             return []
-        holder = pull.holders[name]
-        start, size_bytes = manifests.chunk_range(chunk.chunk, pull.size_bytes)
-        data = buffers[0] if len(buffers) == 1 else b""
-        self._give_back_credit(pull, [chunk.chunk])
-        if len(data) != size_bytes or not self._verify(pull.digests, chunk.chunk, data):
-            self._counts["bad_chunks"] += 1
-            holder.bad += 1
-            pull.missing.append(chunk.chunk)
-            if holder.bad >= config.PULL_BAD_CHUNKS_MAX:
-                return self._drop(pull.object, name, f"{holder.bad} chunks in a row were corrupt", now_ns)
-            return self._pump(now_ns)
-        self._counts["chunks"] += 1
-        holder.bad = holder.silences = 0
-        pull.deadline_ns = now_ns + config.PULL_SILENCE_NS
-        effects: list[Any] = [WriteRange(pull.offset + start, data)]
-        if not pull.missing and not pull.outstanding:
-            effects += self._finish(pull)
-        return effects + self._pump(now_ns)
+        self._flow.arrived(pull, event, now_ns)
+        pull.stuck_ns = now_ns + config.PULL_STUCK_NS
+        if pull.done == chunk_sets.all_of(pull.count):
+            return self._finish(pull, now_ns)
+        return self._flow.pump(pull, now_ns)
 
-    def _give_back_credit(self, pull: _Pull, chunks: list[int]) -> None:
-        for chunk in chunks:
-            holder = pull.outstanding.pop(chunk)
-            self._credit_used[holder] -= 1
-            if not self._credit_used[holder]:
-                del self._credit_used[holder]
+    def _bad(self, event: ChunksBad, now_ns: int) -> list[Any]:
+        pull = self._pulls.get(event.object)
+        holder = pull.holders.get(event.holder) if pull is not None else None
+        self._counts["bad_chunks"] += len(event.chunks)
+        if pull is None or holder is None:
+            return [] if pull is None else self._flow.not_copied(pull, event.chunks, now_ns)
+        holder.bad += len(event.chunks)
+        holder.link.failed()
+        self._flow.ask_elsewhere(pull, holder, event.chunks)
+        others = any(other.ready for other in pull.holders.values() if other is not holder)
+        if others or holder.bad >= config.PULL_BAD_CHUNKS_MAX:
+            return self._drop(pull, holder.name, f"{holder.bad} chunks in a row were corrupt", now_ns)
+        return self._flow.pump(pull, now_ns)
 
-    def _ask_again(self, pull: _Pull, chunks: list[int]) -> None:
-        self._give_back_credit(pull, chunks)
-        pull.missing += reversed(chunks)
+    def _refused(self, event: ChunksMissing, now_ns: int) -> list[Any]:
+        pull = self._pulls.get(event.object)
+        holder = pull.holders.get(event.holder) if pull is not None else None
+        if pull is None or holder is None:
+            return [] if pull is None else self._flow.not_copied(pull, event.chunks, now_ns)
+        if not any(chunk in holder.asked_ns for chunk in event.chunks):
+            return []
+        self._flow.ask_elsewhere(pull, holder, event.chunks)
+        holder.unknown += 1
+        if holder.unknown > config.PULL_UNKNOWNS_MAX:
+            return self._drop(pull, holder.name, "it serves no such object", now_ns, lost=True)
+        return [*self._meeting.ask(pull, holder, now_ns), *self._flow.pump(pull, now_ns)]
 
-    def _finish(self, pull: _Pull) -> list[Any]:
-        del self._pulls[pull.object]
-        self._directory.adopt(Sealed(pull.object, pull.offset, pull.size_bytes, pull.owner))
+    # --- ends ----------------------------------------------------------------------------------------------------
+
+    def _finish(self, pull: Pull, now_ns: int) -> list[Any]:
+        effects = self._announce(pull)
+        self._forget(pull)
+        end = self._landing.seal(pull)
+        effects.append(end)
         here = self._directory.lookup(pull.object)
         if here is None:
             self._counts["failed"] += 1
-            return [Send(route, FetchFailed(pull.object, "its owner freed it", lost=True)) for route in pull.waiters]
-        self._counts["fetched"] += 1
-        return [Send(route, ObjectFetched(pull.object, here)) for route in pull.waiters]
+            failed = FetchFailed(pull.object, "its owner freed it", lost=True)
+            effects += [Send(route, failed) for route in pull.waiters]
+        else:
+            if end.complete:
+                self._server.learned(pull.object, pull.offset, pull.digests, now_ns)
+            self._counts["fetched"] += 1
+            effects += [Send(route, ObjectFetched(pull.object, here)) for route in pull.waiters]
+        return effects + self._flow.feed_all(pull, now_ns)
 
     def _unknown(self, object_: bytes, name: str, now_ns: int) -> list[Any]:
         """The holder's node may not have read the seal notice yet, so it is asked a second time after a silence."""
@@ -265,74 +266,132 @@ class Puller:
         pull.holders[name].unknown += 1
         if pull.holders[name].unknown < config.PULL_UNKNOWNS_MAX:
             return []
-        return self._drop(object_, name, "it holds no such object", now_ns, lost=True)
+        return self._drop(pull, name, "it holds no such object", now_ns, lost=True)
 
-    def _drop(self, object_: bytes, name: str, why: str, now_ns: int, *, lost: bool = False) -> list[Any]:
+    def _gone(self, node: str, now_ns: int) -> list[Any]:
+        effects: list[Any] = [ForgetHolder(node)]
+        for pull in list(self._pulls.values()):
+            if node in pull.holders:
+                effects += self._drop(pull, node, "given up as dead", now_ns, lost=True)
+        self._flow.forget_link(node)
+        return effects
+
+    def _drop(self, pull: Pull, name: str, why: str, now_ns: int, *, lost: bool = False) -> list[Any]:
         """Go on without this holder, if there is another."""
-        pull = self._pulls.get(object_)
-        if pull is None or name not in pull.holders:
-            return []
+        holder = pull.holders[name]
+        self._flow.ask_elsewhere(pull, holder, list(holder.asked_ns))
         del pull.holders[name]
-        self._ask_again(pull, [chunk for chunk, holder in pull.outstanding.items() if holder == name])
+        if not pull.reason or name in pull.named:
+            pull.reason, pull.lost = f"{name}, failed: {why}", lost
+        if pull.holders:
+            return self._flow.pump(pull, now_ns)
+        effects: list[Any] = []
+        if not pull.swept:
+            pull.swept = True
+            effects = self._meeting.meet(pull, self._nodes(), now_ns)
         if not pull.holders:
-            return self._fail(pull, f"the last holder, {name}, failed: {why}", lost=lost) + self._pump(now_ns)
-        if pull.stage == "manifest":
-            return self._ask_manifest(pull, next(iter(pull.holders)), now_ns)
-        return self._pump(now_ns)
+            reason = f"the last holder, {pull.reason}"
+            effects += self._fail(pull, reason, lost=pull.lost, keep_until_ns=now_ns + config.PULL_KEEP_NS)
+        return effects + self._flow.feed(name, now_ns)
 
-    def _fail(self, pull: _Pull, reason: str, *, lost: bool = False) -> list[Any]:
-        del self._pulls[pull.object]
-        self._give_back_credit(pull, list(pull.outstanding))
-        if pull.offset >= 0:
-            self._directory.unreserve(pull.offset)
+    def _fail(self, pull: Pull, reason: str, *, lost: bool = False, keep_until_ns: int = 0) -> list[Any]:
         self._counts["failed"] += 1
-        return [Send(route, FetchFailed(pull.object, reason, lost)) for route in pull.waiters]
+        effects: list[Any] = [Send(route, FetchFailed(pull.object, reason, lost)) for route in pull.waiters]
+        if not keep_until_ns or not pull.done:
+            return effects + self._end(pull)
+        pull.waiters.clear()
+        pull.tried.clear()
+        pull.stage, pull.give_up_ns = "paused", keep_until_ns
+        return effects
 
-    # --- silence -------------------------------------------------------------------------------------------------
+    def _end(self, pull: Pull) -> list[Any]:
+        """Forget a pull that did not succeed; its range is freed when nobody writes there any more."""
+        self._forget(pull)
+        return [*self._landing.give_back(pull), *self._server.forget(pull.object)]
+
+    def _forget(self, pull: Pull) -> None:
+        del self._pulls[pull.object]
+        self._flow.forget(pull)
+
+    # --- time ----------------------------------------------------------------------------------------------------
 
     def _tick(self, now_ns: int) -> list[Any]:
         effects: list[Any] = []
         for pull in list(self._pulls.values()):
-            if pull.deadline_ns is not None and pull.deadline_ns <= now_ns and pull.object in self._pulls:
-                effects += self._make_room(pull, now_ns) if pull.stage == "room" else self._silence(pull, now_ns)
+            if self._pulls.get(pull.object) is not pull:
+                continue
+            if pull.stage == "paused":
+                effects += self._end(pull) if pull.give_up_ns <= now_ns else []
+                continue
+            if pull.stage == "room" and pull.refresh_ns <= now_ns:
+                effects += self._make_room(pull, now_ns)
+            effects += self._announce(pull)
+            for holder in list(pull.holders.values()):
+                if holder.deadline_ns is not None and holder.deadline_ns <= now_ns:
+                    effects += self._silence(pull, holder, now_ns)
+            if pull.stage == "chunks" and self._pulls.get(pull.object) is pull:
+                effects += self._flow.rescue(pull, now_ns) + self._flow.pump(pull, now_ns)
+                effects += self._meeting.refresh(pull, now_ns)
+                effects += self._stuck(pull, now_ns)
+        active = any(pull.stage != "paused" for pull in self._pulls.values())
+        self._look_ns = now_ns + (config.PULL_LOOK_NS if active else config.PULL_SILENCE_NS)
         return effects
 
-    def _silence(self, pull: _Pull, now_ns: int) -> list[Any]:
-        pull.deadline_ns = now_ns + config.PULL_SILENCE_NS
-        silent = set(pull.holders) if pull.stage == "manifest" else set(pull.outstanding.values())
-        self._ask_again(pull, list(pull.outstanding))
+    def _announce(self, pull: Pull) -> list[Any]:
+        if not pull.announce:
+            return []
+        held = ChunksHeld(pull.object, pull.announce)
+        pull.announce = []
+        return [Send(route, held) for route in self._server.askers(pull.object)]
+
+    def _silence(self, pull: Pull, holder: Holder, now_ns: int) -> list[Any]:
+        self._counts["silences"] += 1
+        holder.silences += 1
+        holder.deadline_ns = None
+        holder.link.failed()
+        self._flow.ask_elsewhere(pull, holder, list(holder.asked_ns))
+        if holder.silences >= config.PULL_SILENCES_MAX:
+            return self._drop(pull, holder.name, self._meeting.silence_of(holder.name), now_ns)
+        return [] if holder.ready else self._meeting.ask(pull, holder, now_ns)
+
+    def _stuck(self, pull: Pull, now_ns: int) -> list[Any]:
+        """End a pull whose holders live but lack what it lacks: other pulls, of an object whose copies are gone."""
+        if pull.is_asked() or pull.local or now_ns < pull.stuck_ns:
+            return []
+        pull.stuck_ns = now_ns + config.PULL_STUCK_NS
+        if not pull.swept:
+            pull.swept = True
+            return self._meeting.meet(pull, self._nodes(), now_ns)
         effects: list[Any] = []
-        for name in [name for name in pull.holders if name in silent]:
-            self._counts["silences"] += 1
-            pull.holders[name].silences += 1
-            if pull.holders[name].silences >= config.PULL_SILENCES_MAX:
-                known = "no answer" if self._resolve(name) else "its address is not known"
-                effects += self._drop(pull.object, name, known, now_ns)
-            elif pull.stage == "manifest":
-                effects += self._ask_manifest(pull, name, now_ns)
-        return effects + self._pump(now_ns)
+        for name in list(pull.holders):
+            effects += self._drop(pull, name, "it lacks the same chunks", now_ns, lost=True)
+        return effects
 
     # --- questions -----------------------------------------------------------------------------------------------
 
+    def pulls(self, object_: bytes) -> bool:
+        """Whether the object is on its way here."""
+        return object_ in self._pulls
+
+    def partial(self, object_: bytes) -> Pull | None:
+        """Return the pull of an object whose digests are known, for the chunk server."""
+        pull = self._pulls.get(object_)
+        return pull if pull is not None and pull.digests else None
+
     def statistics(self) -> dict[str, int]:
         """Return counters and sizes for ``status`` and tests."""
-        return {"pulls": len(self._pulls), "outstanding": sum(self._credit_used.values()), **self._counts}
+        parts = {**self._flow.statistics(), **self._landing.statistics()}
+        return {"pulls": len(self._pulls), **self._counts, **parts}
 
     def check(self) -> None:
         """Assert the invariants of the module header."""
-        used: dict[str, int] = {}
+        self._flow.check(self._pulls.values())
         for object_, pull in self._pulls.items():
-            assert pull.object == object_ and pull.holders
-            assert self._directory.lookup(object_) is None or pull.offset >= 0
-            assert not set(pull.missing) & set(pull.outstanding)
-            assert pull.stage == "chunks" or not pull.outstanding
-            assert (pull.offset >= 0) == (pull.stage in ("memory", "chunks"))
-            assert pull.deadline_ns is not None or pull.stage == "memory"
-            for holder in pull.outstanding.values():
-                assert holder in pull.holders
-                used[holder] = used.get(holder, 0) + 1
-        assert used == self._credit_used
-        assert all(count <= config.PULL_CREDIT_CHUNKS for count in used.values())
+            assert pull.object == object_ and (pull.holders or pull.stage == "paused")
+            assert (pull.offset >= 0) == (pull.stage in ("memory", "chunks", "paused"))
+            assert bool(pull.transfer) == (pull.stage in ("chunks", "paused"))
+            for name, holder in pull.holders.items():
+                assert holder.name == name and (holder.ready or holder.deadline_ns is not None)
 
 
 def _name(route: bytes) -> str:

@@ -2,24 +2,37 @@
 
 *Pure.* Runs in the node process, which performs ``EFFECTS`` and passes on every message of ``ACCEPTS``.
 
-1. Each event reaches every part that knows it; for ObjectsFreed in this order: end pulls, tell copies, end restores,
+1. Each event reaches every part that knows it; for ObjectsFreed in this order: tell copies, end pulls, end restores,
    free the range.
-2. Parts share nothing but the directory's answers.
+2. Parts share nothing but the directory's answers, the index of chunks, and what puller and server know of an object
+   that comes and is served at the same time.
 3. After each event the spiller sees to those who wait for room.
+4. A free that a copy's source passes on, and that comes a second time by another way, is not remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from meshray.machine import Received, Tick, Undeliverable
 from meshray.messages import objects
+from meshray.store.chunk_flow import ChunkFlow
+from meshray.store.chunk_index import ChunkIndex
 from meshray.store.chunk_server import ChunkServer
 from meshray.store.directory import ArenaDirectory
 from meshray.store.events import (
+    AskChunks,
+    BeginTransfer,
+    ChunksArrived,
+    ChunksBad,
+    ChunksMissing,
+    CopyChunks,
     DigestObject,
     DropChunks,
+    EndTransfer,
+    ForgetHolder,
+    Grant,
     HolderGone,
     ObjectDigested,
     ObjectRestored,
@@ -28,59 +41,63 @@ from meshray.store.events import (
     PopulateRange,
     RangePopulated,
     RestoreObject,
+    Revoke,
     SessionGone,
     SpillObject,
-    WriteRange,
+    TransferEnded,
 )
 from meshray.store.pull import Puller
 from meshray.store.records import Board
 from meshray.store.spill import Spiller
 
-EFFECTS = (DigestObject, PopulateRange, WriteRange, SpillObject, RestoreObject, DropChunks)
-"""Effects that the process performs: the third by ``ArenaFile.write``, all others by ``Background.submit``, the last
-three in a thread of their own."""
+SLOW_EFFECTS = (DigestObject, PopulateRange)
+"""Effects that ``Background.submit`` performs."""
+
+DISK_EFFECTS = (SpillObject, RestoreObject, DropChunks)
+"""Effects that the ``Background`` of the disk performs, in a thread of its own."""
+
+BULK_EFFECTS = (BeginTransfer, AskChunks, CopyChunks, EndTransfer, Grant, Revoke, ForgetHolder)
+"""Effects that ``Bulk.submit`` performs."""
 
 _DIRECTORY = (objects.RequestExtent, objects.WithdrawRequest)
-_PULLER = (objects.Manifest, objects.ObjectUnknown, objects.Chunk)
-_SERVER = (objects.RequestManifest, objects.RequestChunks)
-ACCEPTS = (*_DIRECTORY, *_PULLER, *_SERVER, objects.ReturnExtents, objects.FetchObject, objects.ObjectsSealed,
-           objects.ObjectsFreed)
+_PULLER = (objects.Manifest, objects.ObjectUnknown, objects.ChunksHeld)
+_BULK = (ChunksArrived, ChunksBad, ChunksMissing, TransferEnded)
+ACCEPTS = (*_DIRECTORY, *_PULLER, objects.RequestManifest, objects.ReturnExtents, objects.FetchObject,
+           objects.ObjectsSealed, objects.ObjectsFreed)
 """Messages that belong here."""
 
 
 class StoreService:
     """Directory, spiller, puller and chunk server of one node."""
 
-    def __init__(
-        self,
-        capacity_bytes: int,
-        node: str,
-        *,
-        read: Callable[[int, int], Any],
-        resolve_node: Callable[[str], str | None],
-        board: Board | None = None,
-        to_disk: bool = False,
-    ) -> None:
-        """``read`` is ``ArenaFile.view``; ``resolve_node`` maps a node's name to its endpoint, or None; ``board`` knows
-        who reads in place; ``to_disk``: what has no room may be spilled."""
+    def __init__(self, capacity_bytes: int, node: str, *, resolve_node: Callable[[str], str | None],
+                 nodes: Callable[[], Iterable[str]], bulk: Callable[[], str], draw: Callable[[int], int],
+                 entropy: Callable[[int], bytes], board: Board | None = None, to_disk: bool = False) -> None:
+        """``resolve_node`` maps a node's name to its endpoint, or None; ``nodes`` are the names of all that are known;
+        ``bulk`` is where our bulk socket listens; ``draw(n)`` and ``entropy(n)`` return a random number below n, and n
+        random bytes; ``board`` knows who reads in place; ``to_disk``: what has no room may be spilled."""
         self.directory = ArenaDirectory(capacity_bytes, node, board)
         self.spiller = Spiller(self.directory, to_disk=to_disk)
-        self.puller = Puller(self.directory, resolve_node)
-        self.chunk_server = ChunkServer(self.directory.lookup, read)
-        all_parts = (self.puller, self.chunk_server, self.spiller, self.directory)
+        self.index = ChunkIndex()
+        self.chunk_server = ChunkServer(self.directory, lambda object_: self.puller.partial(object_),
+                                        index=self.index, bulk=bulk, entropy=entropy)
+        flow = ChunkFlow(self.index, self.directory.find, draw)
+        self.puller = Puller(self.directory, resolve_node, nodes, server=self.chunk_server, flow=flow)
+        all_parts = (self.chunk_server, self.puller, self.spiller, self.directory)
         self._parts = all_parts
         self._by_kind: dict[type, tuple[Any, ...]] = {
             **dict.fromkeys(_DIRECTORY, (self.directory,)),
             **dict.fromkeys(_PULLER, (self.puller,)),
-            **dict.fromkeys(_SERVER, (self.chunk_server,)),
+            **dict.fromkeys(_BULK, (self.puller,)),
+            objects.RequestManifest: (self.chunk_server, self.puller),
             objects.ReturnExtents: (self.directory, self.spiller),
             objects.ObjectsSealed: (self.directory, self.spiller),
             objects.ObjectsFreed: all_parts,
-            ObjectSpilled: (self.spiller,),
+            ObjectSpilled: (self.chunk_server, self.spiller),
             ObjectRestored: (self.spiller,),
             ObjectDigested: (self.chunk_server,),
             RangePopulated: (self.puller,),
-            HolderGone: (self.puller,),
+            HolderGone: (self.chunk_server, self.puller),
             SessionGone: (self.puller, self.spiller, self.directory),
             Undeliverable: (self.directory,),
             Tick: all_parts,
@@ -91,11 +108,17 @@ class StoreService:
         if type(event) is OwnerGone:
             event = Received(b"", objects.ObjectsFreed(self.directory.objects_of(event.owner)))
         kind = type(event.message) if type(event) is Received else type(event)
+        if kind is objects.ObjectsFreed and not event.message.node:
+            known = [object_ for object_ in event.message.objects if self._knows(object_)]
+            event = Received(event.route, objects.ObjectsFreed(known))
         if kind is objects.RequestManifest and self.spiller.is_on_disk(event.message.object):
             return self.spiller.settle(self.spiller.bring(event.message.object, now_ns), now_ns)
         parts = self._reader_of(event.message) if kind is objects.FetchObject else self._by_kind.get(kind, ())
         effects = [effect for part in parts for effect in part.handle(event, now_ns)]
         return self.spiller.settle(effects, now_ns) if self.spiller.awake else effects
+
+    def _knows(self, object_: bytes) -> bool:
+        return self.directory.find(object_) is not None or self.puller.pulls(object_)
 
     def _reader_of(self, fetch: objects.FetchObject) -> tuple[Any, ...]:
         return (self.spiller,) if self.spiller.is_mine(fetch) else (self.puller,)

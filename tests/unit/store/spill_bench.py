@@ -63,7 +63,7 @@ class Bench:
 
     def __init__(self, capacity_bytes: int = 16 * MIB) -> None:
         self.board = Board()
-        self.store = StoreService(capacity_bytes, "here", read=lambda offset, size: bytes(size),
+        self.store = StoreService(capacity_bytes, "here", nodes=tuple, bulk=str, draw=lambda below: 0, entropy=bytes,
                                   resolve_node=lambda name: None, board=self.board, to_disk=True)
         self.directory = self.store.directory
         self.now_ns = 1

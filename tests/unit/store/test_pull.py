@@ -10,85 +10,124 @@ import pytest
 from meshray import config
 from meshray.machine import Connect, Received, Send, Tick
 from meshray.messages.objects import (
-    Chunk,
+    ChunksHeld,
     FetchFailed,
     FetchObject,
     Manifest,
     ObjectFetched,
     ObjectsFreed,
     ObjectUnknown,
-    RequestChunks,
     RequestManifest,
 )
 from meshray.messages.tasks import Location
+from meshray.store import chunk_sets
+from meshray.store.chunk_flow import ChunkFlow
+from meshray.store.chunk_index import ChunkIndex
+from meshray.store.chunk_server import ChunkServer
 from meshray.store.directory import ArenaDirectory
-from meshray.store.events import HolderGone, PopulateRange, RangePopulated, SessionGone, WriteRange
-from meshray.store.manifest import chunk_count, chunk_range, digests_of
+from meshray.store.events import (
+    AskChunks,
+    BeginTransfer,
+    ChunksArrived,
+    ChunksBad,
+    ChunksMissing,
+    CopyChunks,
+    EndTransfer,
+    ForgetHolder,
+    HolderGone,
+    PopulateRange,
+    RangePopulated,
+    SessionGone,
+    TransferEnded,
+)
+from meshray.store.manifest import chunk_count, digests_of
 from meshray.store.pull import Puller
 
 MIB = config.MIB
 DATA = os.urandom(2 * MIB + 500)
-MANIFEST = Manifest(b"x", len(DATA), config.CHUNK_BYTES, digests_of(memoryview(DATA)))
+DIGESTS = digests_of(memoryview(DATA))
 FROM_H = b">h"
 
 
+def manifest(node: str = "h", object_: bytes = b"x", size_bytes: int = len(DATA), digests: bytes = DIGESTS,
+             have: int | None = None, holders: list[str] | None = None) -> Manifest:
+    packed = None if have is None else chunk_sets.pack(have, chunk_count(size_bytes))
+    return Manifest(object_, size_bytes, config.CHUNK_BYTES, digests, b"ticket-" + node.encode(), f"bulk://{node}",
+                    packed, holders or [])
+
+
+def ask(chunks: list[int], node: str = "h") -> AskChunks:
+    return AskChunks(b"x", node, f"bulk://{node}", b"ticket-" + node.encode(), chunks)
+
+
 class Bench:
-    """A puller with a clock; ``memory`` takes what it writes."""
+    """A puller with a clock; the bulk plane is played by the test."""
 
     def __init__(self, capacity_bytes: int = 16 * MIB) -> None:
         self.directory = ArenaDirectory(capacity_bytes, "here")
         self.endpoints = {"h": "ipc://h", "h2": "ipc://h2"}
-        self.puller = Puller(self.directory, self.endpoints.get)
-        self.memory = bytearray(capacity_bytes)
+        self.index = ChunkIndex()
+        self.server = ChunkServer(self.directory, lambda object_: self.puller.partial(object_),
+                                  index=self.index, bulk=lambda: "bulk://here", entropy=bytes)
+        flow = ChunkFlow(self.index, self.directory.find, lambda below: 0)
+        self.puller = Puller(self.directory, self.endpoints.get, lambda: self.endpoints, server=self.server, flow=flow)
         self.now_ns = 1
 
     def event(self, event: Any) -> list[Any]:
         effects = self.puller.handle(event, self.now_ns)
         self.puller.check()
         self.directory.check()
-        for effect in effects:
-            if isinstance(effect, WriteRange):
-                self.memory[effect.offset : effect.offset + len(effect.data)] = effect.data
         return effects
 
-    def tell(self, route: bytes, message: Any, *buffers: bytes) -> list[Any]:
-        return self.event(Received(route, message, buffers))
+    def tell(self, route: bytes, message: Any) -> list[Any]:
+        return self.event(Received(route, message))
 
     def fetch(self, *, route: bytes = b"s", node: str = "h", size_bytes: int = len(DATA)) -> list[Any]:
         return self.tell(route, FetchObject(b"x", Location(node, 0, size_bytes), "owner"))
 
-    def to_chunks(self) -> list[Any]:
+    def to_chunks(self, first: Manifest | None = None) -> list[Any]:
         self.fetch()
-        (populate,) = self.tell(FROM_H, MANIFEST)
+        populate, *_ = self.tell(FROM_H, first or manifest())
         assert isinstance(populate, PopulateRange)
         return self.event(RangePopulated(b"x", populate.offset))
 
-    def chunk(self, index: int, route: bytes = FROM_H) -> list[Any]:
-        start, size = chunk_range(index, len(DATA))
-        return self.tell(route, Chunk(b"x", index), DATA[start : start + size])
+    def chunks(self, *chunks: int, node: str = "h") -> list[Any]:
+        return self.event(ChunksArrived(b"x", node, list(chunks)))
 
-    def silence(self) -> list[Any]:
-        deadline_ns = self.puller.deadline_ns()
-        assert deadline_ns is not None
-        self.now_ns = deadline_ns
-        return self.event(Tick())
+    def wait(self, time_ns: int) -> list[Any]:
+        """Let time pass; return everything that was done meanwhile."""
+        until_ns, effects = self.now_ns + time_ns, []
+        while (deadline_ns := self.puller.deadline_ns()) is not None and deadline_ns <= until_ns:
+            self.now_ns = deadline_ns
+            effects += self.event(Tick())
+        self.now_ns = until_ns
+        return effects
 
 
 def messages(effects: list[Any]) -> list[Any]:
     return [effect.message for effect in effects if isinstance(effect, Send)]
 
 
-def test_a_fetch_connects_asks_verifies_writes_seals_and_answers() -> None:
+def asked(effects: list[Any]) -> list[Any]:
+    return [effect for effect in effects if isinstance(effect, AskChunks)]
+
+
+SILENCE_NS = config.PULL_SILENCE_NS + config.PULL_LOOK_NS
+
+
+def test_a_fetch_connects_asks_seals_and_answers() -> None:
     bench = Bench()
     assert bench.fetch() == [Connect("h", "ipc://h"), Send(FROM_H, RequestManifest(b"x"))]
-    assert messages(bench.tell(FROM_H, MANIFEST)) == []
-    assert messages(bench.event(RangePopulated(b"x", 0))) == [RequestChunks(b"x", [0, 1, 2])]
-    for index in (2, 0):
-        assert messages(bench.chunk(index)) == []
-    assert bench.chunk(1)[-1] == Send(b"s", ObjectFetched(b"x", Location("here", 0, len(DATA))))
-    assert bench.memory[: len(DATA)] == DATA
-    assert bench.fetch() == [Send(b"s", ObjectFetched(b"x", Location("here", 0, len(DATA))))]
-    assert bench.directory.objects_of("owner") == [b"x"]
+    assert messages(bench.tell(FROM_H, manifest())) == []
+    begin, request = bench.event(RangePopulated(b"x", 0))
+    assert begin == BeginTransfer(1, b"x", 0, len(DATA), DIGESTS) and request == ask([0, 1, 2])
+    assert bench.chunks(2, 0) == []
+    here = Location("here", 0, len(DATA))
+    assert bench.chunks(1) == [EndTransfer(1, complete=True), Send(b"s", ObjectFetched(b"x", here))]
+    assert bench.fetch() == [Send(b"s", ObjectFetched(b"x", here))]
+    assert bench.directory.objects_of("owner") == [b"x"] and bench.index.digests_of(b"x") == DIGESTS
+    bench.event(TransferEnded(1))
+    assert bench.directory.lookup(b"x") == here and bench.puller.deadline_ns() is None
 
 
 def test_fetches_of_one_object_are_joined_and_a_session_that_went_is_not_told() -> None:
@@ -96,126 +135,219 @@ def test_fetches_of_one_object_are_joined_and_a_session_that_went_is_not_told() 
     bench.to_chunks()
     assert bench.fetch(route=b"s2") == [] and bench.fetch(route=b"s3") == []
     bench.event(SessionGone("s2", b"s2"))
-    last = [effect for index in range(3) for effect in bench.chunk(index)]
-    assert [effect.to for effect in last if isinstance(effect, Send)] == [b"s", b"s3"]
+    assert [effect.to for effect in bench.chunks(0, 1, 2) if isinstance(effect, Send)] == [b"s", b"s3"]
 
 
-def test_a_bad_chunk_is_asked_for_again_and_never_written() -> None:
+def test_a_bad_chunk_is_asked_for_again_and_a_holder_that_sends_only_such_is_given_up() -> None:
+    bench = Bench()
+    bench.endpoints.pop("h2")
+    bench.to_chunks()
+    assert asked(bench.event(ChunksBad(b"x", "h", [0, 1, 2]))) == [ask([0])], "one at a time, until it does better"
+    for _ in range(config.PULL_BAD_CHUNKS_MAX - 4):
+        assert asked(bench.event(ChunksBad(b"x", "h", [0]))) == [ask([0])]
+    (failed,) = messages(bench.event(ChunksBad(b"x", "h", [0])))
+    assert failed.reason == "the last holder, h, failed: 8 chunks in a row were corrupt"
+
+
+def test_a_liar_among_several_is_given_up_at_once() -> None:
+    bench = Bench()
+    bench.to_chunks(manifest(holders=["h2"]))
+    bench.tell(b">h2", manifest("h2", digests=b""))
+    assert asked(bench.event(ChunksBad(b"x", "h", [1]))) == [ask([0, 1, 2], "h2")]
+    assert bench.tell(b">h2", manifest("h2", holders=["h"])) == [], "it is not met again"
+    assert messages(bench.chunks(0, 1, 2, node="h2")) == [ObjectFetched(b"x", Location("here", 0, len(DATA)))]
+
+
+def test_silence_is_asked_again_more_carefully_and_then_fails() -> None:
     bench = Bench()
     bench.to_chunks()
-    effects = bench.tell(FROM_H, Chunk(b"x", 1), bytes(config.CHUNK_BYTES))
-    assert effects == [Connect("h", "ipc://h"), Send(FROM_H, RequestChunks(b"x", [1]))]
-    assert messages(bench.tell(FROM_H, Chunk(b"x", 0))) == [RequestChunks(b"x", [0])]
-
-
-def test_a_holder_that_sends_only_garbage_is_given_up() -> None:
-    bench = Bench()
-    bench.to_chunks()
-    for _ in range(config.PULL_BAD_CHUNKS_MAX):
-        effects = bench.tell(FROM_H, Chunk(b"x", 1), b"garbage")
-    assert messages(effects) == [FetchFailed(b"x", "the last holder, h, failed: 8 chunks in a row were corrupt")]
-    assert bench.directory.statistics()["used_bytes"] == 0
-
-
-def test_silence_is_asked_again_and_then_fails() -> None:
-    bench = Bench()
-    bench.to_chunks()
-    bench.chunk(1)
+    bench.chunks(1)
     for _ in range(config.PULL_SILENCES_MAX - 1):
-        (request,) = messages(bench.silence())
-        assert isinstance(request, RequestChunks) and sorted(request.chunks) == [0, 2]
-    (failed,) = messages(bench.silence())
-    assert isinstance(failed, FetchFailed) and "h, failed: no answer" in failed.reason and not failed.lost
-    assert bench.puller.deadline_ns() is None and bench.puller.statistics()["outstanding"] == 0
+        assert asked(bench.wait(SILENCE_NS)) == [ask([0])]
+    (failed,) = messages(bench.wait(SILENCE_NS))[-1:]
+    assert isinstance(failed, FetchFailed) and not failed.lost
+    assert bench.puller.statistics()["outstanding"] == 0
 
 
 def test_an_unknown_node_becomes_known_or_the_fetch_fails() -> None:
     bench = Bench()
     assert bench.fetch(node="new") == []
     bench.endpoints["new"] = "ipc://new"
-    assert messages(bench.silence()) == [RequestManifest(b"x")]
-    del bench.endpoints["new"]
-    while not (told := messages(bench.silence())):
-        pass
-    assert "its address is not known" in told[0].reason
+    assert messages(bench.wait(SILENCE_NS)) == [RequestManifest(b"x")]
+    bench.endpoints.clear()
+    (told,) = messages(bench.wait(10 * SILENCE_NS))
+    assert "new, failed: its address is not known" in told.reason
 
 
-def test_a_second_holder_takes_over() -> None:
+def test_another_node_takes_over_when_the_last_holder_goes() -> None:
     bench = Bench()
     bench.to_chunks()
-    bench.chunk(0)
-    assert bench.fetch(route=b"s2", node="h2") == []
+    bench.chunks(0)
     effects = bench.event(HolderGone("h"))
-    assert effects == [Connect("h2", "ipc://h2"), Send(b">h2", RequestChunks(b"x", [1, 2]))]
-    assert bench.chunk(1) == []
-    told = [*bench.chunk(1, b">h2"), *bench.chunk(2, b">h2")]
-    assert [type(message) for message in messages(told)] == [ObjectFetched, ObjectFetched]
+    assert effects == [ForgetHolder("h"), Connect("h2", "ipc://h2"), Send(b">h2", RequestManifest(b"x", brief=True))]
+    assert asked(bench.tell(b">h2", manifest("h2", digests=b""))) == [ask([1, 2], "h2")]
+    (fetched,) = messages(bench.chunks(1, 2, node="h2"))
+    assert isinstance(fetched, ObjectFetched)
 
 
-def test_credit_bounds_what_is_outstanding_at_one_holder() -> None:
+def test_a_pull_without_holders_is_kept_and_goes_on_when_it_is_fetched_again() -> None:
+    bench = Bench()
+    bench.to_chunks()
+    bench.chunks(0)
+    bench.event(HolderGone("h"))
+    (failed,) = messages(bench.tell(b">h2", ObjectUnknown(b"x")))
+    assert failed == FetchFailed(b"x", "the last holder, h, failed: given up as dead", lost=True)
+    assert messages(bench.fetch(node="h2")) == [RequestManifest(b"x", brief=True)]
+    assert asked(bench.tell(b">h2", manifest("h2", digests=b""))) == [ask([1, 2], "h2")]
+    (fetched,) = messages(bench.chunks(1, 2, node="h2"))
+    assert isinstance(fetched, ObjectFetched)
+
+
+def test_what_was_kept_goes_after_a_while_but_only_when_nobody_writes_there() -> None:
+    bench = Bench()
+    bench.to_chunks()
+    bench.chunks(0)
+    bench.event(HolderGone("h"))
+    bench.tell(b">h2", ObjectUnknown(b"x"))
+    effects = bench.wait(config.PULL_KEEP_NS + config.SECOND_NS)
+    assert effects == [EndTransfer(1)] and bench.directory.statistics()["used_bytes"] > 0
+    bench.event(TransferEnded(1))
+    assert bench.directory.statistics()["used_bytes"] == 0
+
+
+def test_a_peer_that_pulls_too_is_met_and_gives_what_it_has() -> None:
+    bench = Bench()
+    bench.to_chunks()
+    assert messages(bench.tell(b"h2", RequestManifest(b"x"))) == [RequestManifest(b"x", brief=True)]
+    assert bench.tell(b">h2", manifest("h2", digests=b"", have=0)) == []
+    bench.event(ChunksMissing(b"x", "h", [0, 1, 2]))
+    assert asked(bench.tell(b">h2", ChunksHeld(b"x", [1, 99]))) == [ask([1], "h2")]
+
+
+def test_peers_are_told_of_chunks_that_came() -> None:
+    bench = Bench()
+    bench.to_chunks()
+    bench.server.handle(Received(b"h2", RequestManifest(b"x", brief=True)), 1)
+    bench.chunks(2)
+    assert messages(bench.wait(config.PULL_LOOK_NS)) == [ChunksHeld(b"x", [2])]
+    assert ChunksHeld(b"x", [0, 1]) in messages(bench.chunks(0, 1))
+
+
+def test_chunks_that_lie_here_under_another_name_are_copied() -> None:
+    bench = Bench()
+    bench.to_chunks()
+    bench.chunks(0, 1, 2)
+    bench.tell(b"s", FetchObject(b"y", Location("h", 0, 3 * MIB)))
+    digests = bytes(32) + DIGESTS[32:64] + DIGESTS[:32]
+    (populate,) = bench.tell(FROM_H, manifest(object_=b"y", size_bytes=3 * MIB, digests=digests))
+    _, copy, request = bench.event(RangePopulated(b"y", populate.offset))
+    assert copy == CopyChunks(2, [1, 2], [MIB, 0]) and request.chunks == [0]
+    bench.event(ChunksArrived(b"y", "", [2]))
+    assert asked(bench.event(ChunksMissing(b"y", "", [1])))[0].chunks == [1]
+
+
+def test_a_late_chunk_is_asked_of_a_second_holder_that_has_nothing_better_to_do() -> None:
+    bench = Bench()
+    bench.to_chunks(manifest(holders=["h2"]))
+    bench.tell(b">h2", manifest("h2", digests=b""))
+    assert [request.holder for request in asked(bench.wait(2 * config.PULL_LATE_NS))] == ["h2"] * 3
+    assert bench.wait(config.PULL_LATE_NS) == [], "at most two are asked for the same chunk"
+    assert messages(bench.chunks(0, 1, 2, node="h2")) and bench.puller.statistics()["rescued_chunks"] == 3
+
+
+def test_the_window_bounds_what_is_outstanding_at_one_holder() -> None:
     bench = Bench(128 * MIB)
     size = 40 * config.CHUNK_BYTES
-    digests = bytes(32 * chunk_count(size))
-    asked = 0
-    for name in (b"x", b"y"):
+    requests: list[AskChunks] = []
+    for index, name in enumerate((b"x", b"y")):
         bench.tell(b"s", FetchObject(name, Location("h", 0, size)))
-        (populate,) = bench.tell(FROM_H, Manifest(name, size, config.CHUNK_BYTES, digests))
-        for message in messages(bench.event(RangePopulated(name, populate.offset))):
-            asked += len(message.chunks)
-    assert asked == config.PULL_CREDIT_CHUNKS
+        digests = os.urandom(32 * chunk_count(size))
+        (populate,) = bench.tell(FROM_H, manifest(object_=name, size_bytes=size, digests=digests))
+        requests += asked(bench.event(RangePopulated(name, populate.offset)))
+        assert len(requests) == 1, index
+    assert requests[0].chunks == list(range(config.PULL_WINDOW_START))
+    for _ in range(40):
+        (request,) = asked(bench.chunks(requests[0].chunks.pop(0)))
+        requests[0].chunks.extend(request.chunks if request.object == b"x" else [])
+        assert bench.puller.statistics()["outstanding"] <= config.PULL_CREDIT_CHUNKS
+        if request.object == b"y":
+            break
+    else:
+        pytest.fail("the second pull never had its turn")
 
 
 def test_an_object_unknown_twice_is_lost() -> None:
     bench = Bench()
+    bench.endpoints.pop("h2")
     bench.fetch()
     assert bench.tell(FROM_H, ObjectUnknown(b"x")) == []
-    assert messages(bench.silence()) == [RequestManifest(b"x")]
+    assert messages(bench.wait(SILENCE_NS)) == [RequestManifest(b"x")]
     (failed,) = messages(bench.tell(FROM_H, ObjectUnknown(b"x")))
     assert failed.lost and "h, failed: it holds no such object" in failed.reason
 
 
-@pytest.mark.parametrize("flawed", [Manifest(b"x", 5, config.CHUNK_BYTES, b""),
-                                    Manifest(b"x", len(DATA), 17, MANIFEST.digests),
-                                    Manifest(b"x", len(DATA), config.CHUNK_BYTES, b"short")])  # fmt: skip
+def test_a_holder_that_refuses_is_asked_for_its_manifest_and_then_given_up() -> None:
+    bench = Bench()
+    bench.endpoints.pop("h2")
+    bench.to_chunks()
+    for _ in range(config.PULL_UNKNOWNS_MAX):
+        assert messages(bench.event(ChunksMissing(b"x", "h", [0, 1, 2]))) == [RequestManifest(b"x", brief=True)]
+        assert asked(bench.tell(FROM_H, manifest(digests=b""))) == [ask([0, 1, 2])]
+    (failed,) = messages(bench.event(ChunksMissing(b"x", "h", [0, 1, 2])))
+    assert failed.lost and "h, failed: it serves no such object" in failed.reason
+
+
+@pytest.mark.parametrize("flawed", [manifest(size_bytes=5), manifest(digests=b"short"),
+                                    Manifest(b"x", len(DATA), 17, DIGESTS)])  # fmt: skip
 def test_a_manifest_that_cannot_be_true_ends_the_holder(flawed: Manifest) -> None:
     bench = Bench()
+    bench.endpoints.pop("h2")
     bench.fetch()
     (failed,) = messages(bench.tell(FROM_H, flawed))
     assert isinstance(failed, FetchFailed)
 
 
+def test_a_holder_of_another_content_is_given_up() -> None:
+    bench = Bench()
+    bench.to_chunks(manifest(holders=["h2"]))
+    bench.tell(b">h2", manifest("h2", digests=DIGESTS[::-1]))
+    assert list(bench.puller._pulls[b"x"].holders) == ["h"]
+
+
 def test_an_object_freed_on_its_way_fails_and_leaves_nothing() -> None:
     bench = Bench()
     bench.to_chunks()
-    (failed,) = messages(bench.tell(FROM_H, ObjectsFreed([b"x"])))
-    assert failed.lost and bench.directory.statistics()["used_bytes"] == 0
-    assert bench.chunk(0) == []
+    end, failed = bench.tell(FROM_H, ObjectsFreed([b"x"]))[::-1]
+    assert end == EndTransfer(1) and failed.message.lost
+    bench.event(TransferEnded(1))
+    assert bench.directory.statistics()["used_bytes"] == 0 and bench.chunks(0) == []
 
 
 def test_without_room_the_fetch_waits_and_then_says_the_numbers() -> None:
     bench = Bench(4 * MIB)
     blocked = bench.directory.reserve(3 * MIB)
     bench.fetch()
-    bench.tell(FROM_H, MANIFEST)
-    while not (told := messages(bench.silence())):
-        pass
-    assert f"need {len(DATA)} bytes, free {MIB}" in told[0].reason
-    assert bench.now_ns == 1 + config.EXTENT_WAIT_NS and blocked == 0
+    bench.tell(FROM_H, manifest())
+    assert messages(bench.wait(config.EXTENT_WAIT_NS - config.SECOND_NS)) == []
+    (told,) = messages(bench.wait(2 * config.SECOND_NS))
+    assert f"need {len(DATA)} bytes, free {MIB}" in told.reason and blocked == 0
     assert "do not fit" in messages(bench.fetch(size_bytes=5 * MIB))[0].reason
 
 
 def test_shared_memory_that_ran_out_fails_the_fetch() -> None:
     bench = Bench()
     bench.fetch()
-    bench.tell(FROM_H, MANIFEST)
+    bench.tell(FROM_H, manifest())
     assert messages(bench.event(RangePopulated(b"x", 0, "no memory"))) == [FetchFailed(b"x", "no memory")]
     assert bench.directory.statistics()["used_bytes"] == 0
 
 
 def test_answers_nobody_asked_for_change_nothing() -> None:
     bench = Bench()
-    for message in (MANIFEST, Chunk(b"x", 0), ObjectUnknown(b"x")):
+    for message in (manifest(), ObjectUnknown(b"x"), ChunksHeld(b"x", [0])):
         assert bench.tell(FROM_H, message) == []
+    for kind in (ChunksArrived, ChunksBad, ChunksMissing):
+        assert bench.event(kind(b"x", "h", [0])) == []
     bench.to_chunks()
-    assert bench.chunk(0, b">stranger") == [] and bench.tell(FROM_H, Chunk(b"x", 77), b"") == []
+    assert bench.event(ChunksMissing(b"x", "stranger", [0])) == []
     assert bench.event(RangePopulated(b"x", 0)) == []

@@ -9,17 +9,18 @@ from meshray.messages.objects import (
     ExtentGranted,
     ObjectsFreed,
     ObjectsSealed,
-    RequestChunks,
     RequestExtent,
+    RequestManifest,
     Sealed,
     SurplusWanted,
 )
-from meshray.store.events import OwnerGone
+from meshray.store.events import ObjectDigested, OwnerGone, Revoke
 from meshray.store.service import ACCEPTS, StoreService
 
 
 def service() -> StoreService:
-    return StoreService(64 * config.MIB, "here", read=lambda offset, size: bytes(size), resolve_node=lambda name: None)
+    return StoreService(64 * config.MIB, "here", resolve_node=lambda name: None, nodes=tuple, bulk=str,
+                        draw=lambda below: 0, entropy=bytes)
 
 
 def test_every_message_that_is_sent_to_a_node_about_the_arena_is_accepted() -> None:
@@ -36,9 +37,10 @@ def test_an_owner_that_is_gone_frees_its_objects_here_and_where_they_were_copied
     (granted,) = store.handle(Received(b"s", RequestExtent(1, 0)), 1)
     assert isinstance(granted.message, ExtentGranted)
     store.handle(Received(b"s", ObjectsSealed([Sealed(b"x", 0, 10, "driver"), Sealed(b"y", 64, 10, "other")])), 1)
-    store.handle(Received(b"peer", RequestChunks(b"x", [0])), 1)
+    store.handle(Received(b"peer", RequestManifest(b"x")), 1)
+    store.handle(ObjectDigested(b"x", 0, bytes(32)), 1)
     freed = store.handle(OwnerGone("driver"), 2)
-    assert freed == [Send(b"peer", ObjectsFreed([b"x"])), Send(b"s", objects.RangesFreed([(0, 10)]))]
+    assert freed == [Revoke([b"x"]), Send(b"peer", ObjectsFreed([b"x"])), Send(b"s", objects.RangesFreed([(0, 10)]))]
     assert store.statistics()["sealed"] == 1
     store.check()
 
@@ -47,3 +49,14 @@ def test_events_of_others_are_left_alone_and_nothing_is_due() -> None:
     store = service()
     assert store.handle(Received(b"s", SurplusWanted()), 1) == [] and store.handle("anything", 1) == []
     assert store.deadline_ns() is None and store.handle(Tick(), 5) == []
+
+
+def test_a_free_that_comes_twice_from_peers_is_not_held_against_the_object_when_it_is_made_again() -> None:
+    store = service()
+    store.handle(Received(b"s", RequestExtent(1, 0)), 1)
+    sealed = Received(b"s", ObjectsSealed([Sealed(b"x", 0, 10, "driver")]))
+    store.handle(sealed, 1)
+    for route in (b">peer", b">other"):
+        store.handle(Received(route, ObjectsFreed([b"x"])), 2)
+    store.handle(sealed, 3)
+    assert store.directory.lookup(b"x") is not None and store.statistics()["early_frees"] == 0

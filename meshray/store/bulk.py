@@ -1,0 +1,235 @@
+"""The bulk plane of a node: a thread that serves chunks from the arena and takes chunks into it.
+
+*Shell (thread, zmq).* Runs in the node process, beside the control loop.
+
+1. Effects go in by ``submit``, in order; events come out of ``drain``, those of one kind and holder in one piece.
+2. Everything that is taken is verified before it is written; what nobody wants is thrown away.
+3. The control loop sees one event per batch, whatever the batch weighs: bytes never pass through it.
+4. One thread does all of it: hashing, copying and sockets let go of the GIL, and ZeroMQ's own thread moves the bytes
+   meanwhile.
+
+Source: DESIGN s6; the control and the bulk plane of DESIGN s9.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from threading import Lock, Thread
+from typing import Any, assert_never
+
+from meshray import config
+from meshray.messages.objects import Chunk, ChunksRefused, RequestChunks
+from meshray.store import manifest as manifests
+from meshray.store.arena_file import ArenaFile
+from meshray.store.bulk_desk import Desk, Transfer
+from meshray.store.events import (
+    AskChunks,
+    BeginTransfer,
+    ChunksArrived,
+    ChunksBad,
+    ChunksMissing,
+    CopyChunks,
+    EndTransfer,
+    ForgetHolder,
+    Grant,
+    Revoke,
+    TransferEnded,
+)
+from meshray.store.spill_files import SpillFiles
+from meshray.transport.bulk_sockets import BulkSockets
+from meshray.transport.codec import decode, encode
+
+Work = BeginTransfer | AskChunks | CopyChunks | EndTransfer | Grant | Revoke | ForgetHolder
+Kind = type[ChunksArrived] | type[ChunksBad] | type[ChunksMissing]
+
+_BATCH = 64
+"""Requests and answers taken per round, so that neither waits for a flood of the other."""
+
+
+class Bulk:
+    """The thread, its sockets, and what the control loop told it. Started by the first effect, unless ``start`` is
+    called: most nodes of one machine never pull."""
+
+    def __init__(self, file: ArenaFile, open_sockets: Callable[[], BulkSockets],
+                 spill_files: SpillFiles | None = None, *,
+                 verify: Callable[[bytes, Any], bool] = manifests.verify) -> None:
+        """``open_sockets`` makes the sockets when they are needed; ``spill_files`` has chunks that are on disk;
+        ``verify`` is replaced by measurements only."""
+        self._file = file
+        self._spill_files = spill_files
+        self._open_sockets = open_sockets
+        self._verify = verify
+        self._sockets: BulkSockets | None = None
+        self._desk = Desk()
+        self._copies: deque[tuple[int, int, int]] = deque()
+        """Chunks to take from this node: (transfer, chunk, offset)."""
+        self._work: deque[Work | None] = deque()
+        self._lock = Lock()
+        self._found: dict[tuple[Kind, bytes, str], list[int]] = {}
+        self._ended: list[TransferEnded] = []
+        self._thread: Thread | None = None
+        self._received_bytes = 0
+        self._sent_bytes = 0
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Readable when ``drain`` has something."""
+
+    # --- the control loop's side ---------------------------------------------------------------------------------
+
+    def start(self) -> str:
+        """Start the thread, if it does not run; return where it listens. Raise OSError if it cannot listen there."""
+        if self._sockets is None:
+            self._sockets = self._open_sockets()
+            self._sockets.watch_fd(self._wake_fd)
+            self._thread = Thread(target=self._run, args=(self._sockets,), name="meshray-bulk", daemon=True)
+            self._thread.start()
+        return self._sockets.endpoint
+
+    def submit(self, work: Work) -> None:
+        """Perform ``work`` soon; a performer for the host."""
+        self.start()
+        self._work.append(work)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def drain(self) -> Iterable[Any]:
+        """Return the events that are ready."""
+        if not self._found and not self._ended:
+            return ()
+        with self._lock:
+            os.eventfd_read(self.fd)
+            found, self._found = self._found, {}
+            ended, self._ended = self._ended, []
+        return [*(kind(object_, holder, chunks) for (kind, object_, holder), chunks in found.items()), *ended]
+
+    def statistics(self) -> dict[str, int]:
+        """Return counters for ``status`` and measurements: bytes of chunks, also of those that were thrown away."""
+        return {"bulk_received_bytes": self._received_bytes, "bulk_sent_bytes": self._sent_bytes}
+
+    def close(self) -> None:
+        """End the thread and its sockets."""
+        if self._thread is not None:
+            self._work.append(None)
+            os.eventfd_write(self._wake_fd, 1)
+            self._thread.join()
+        os.close(self._wake_fd)
+        os.close(self.fd)
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self, sockets: BulkSockets) -> None:
+        while True:
+            sockets.wait(0 if self._copies else -1)
+            if self._work and not self._take_work(sockets):
+                break
+            for route, frame in sockets.requests(_BATCH):
+                self._serve(sockets, route, frame)
+            for holder, frames in sockets.answers(_BATCH):
+                self._take(holder, frames)
+            if self._copies:
+                self._copy(*self._copies.popleft())
+        sockets.close()
+
+    def _take_work(self, sockets: BulkSockets) -> bool:
+        """Do what the control loop wants; False if it wants the thread to end."""
+        os.eventfd_read(self._wake_fd)
+        while self._work:
+            work = self._work.popleft()
+            match work:
+                case None:
+                    return False
+                case AskChunks(object_, holder, endpoint, ticket, chunks):
+                    sockets.ask(holder, endpoint, encode(RequestChunks(object_, chunks, ticket)))
+                case BeginTransfer():
+                    self._desk.begin(work)
+                case CopyChunks(transfer, chunks, sources):
+                    self._copies.extend((transfer, *pair) for pair in zip(chunks, sources, strict=True))
+                case EndTransfer(transfer):
+                    self._desk.end(work)
+                    self._tell_ended(TransferEnded(transfer))
+                case Grant():
+                    self._desk.grant(work)
+                case Revoke():
+                    self._desk.revoke(work)
+                case ForgetHolder(holder):
+                    sockets.forget(holder)
+                case _:
+                    assert_never(work)
+        return True
+
+    def _serve(self, sockets: BulkSockets, route: bytes, frame: bytes) -> None:
+        request = decode(frame)
+        if type(request) is not RequestChunks:
+            return
+        refused = []
+        for chunk in request.chunks[: config.PULL_CREDIT_CHUNKS]:
+            place = self._desk.served(request.ticket, request.object, chunk)
+            if place is None:
+                refused.append(chunk)
+            elif sockets.answer(route, encode(Chunk(request.object, chunk)), self._file.view(*place)):
+                self._sent_bytes += place[1]
+        if refused:
+            sockets.answer(route, encode(ChunksRefused(request.object, refused)))
+
+    def _take(self, holder: str, frames: list[Any]) -> None:
+        message = decode(frames[0].bytes)
+        if type(message) is ChunksRefused:
+            for chunk in message.chunks:
+                self._tell(ChunksMissing, message.object, holder, chunk)
+        elif type(message) is Chunk and len(frames) == 2:
+            self._received_bytes += len(frames[1])
+            transfer = self._desk.wanted(message.object, message.chunk)
+            if transfer is not None:
+                self._keep(transfer, message.chunk, holder, frames[1].buffer)
+
+    def _keep(self, transfer: Transfer, chunk: int, holder: str, data: memoryview) -> None:
+        offset, size_bytes = transfer.range_of(chunk)
+        if data.nbytes != size_bytes or not self._verify(transfer.digest(chunk), data):
+            self._tell(ChunksBad, transfer.object, holder, chunk)
+            return
+        self._file.write(offset, data)
+        transfer.done[chunk] = 1
+        self._tell(ChunksArrived, transfer.object, holder, chunk)
+
+    def _copy(self, number: int, chunk: int, source: int) -> None:
+        """Take a chunk from elsewhere in the arena, or from disk. What lies there may go any time: the copy is
+        verified."""
+        transfer = self._desk.transfers.get(number)
+        if transfer is None or transfer.done[chunk]:
+            return
+        offset, size_bytes = transfer.range_of(chunk)
+        if source < 0 and not self._read_disk(transfer, chunk, offset):
+            self._tell(ChunksMissing, transfer.object, "", chunk)
+            return
+        if source >= 0:
+            self._file.write(offset, self._file.view(source, size_bytes))
+        if manifests.verify(transfer.digest(chunk), self._file.view(offset, size_bytes)):
+            transfer.done[chunk] = 1
+            self._tell(ChunksArrived, transfer.object, "", chunk)
+        else:
+            self._tell(ChunksMissing, transfer.object, "", chunk)
+
+    def _read_disk(self, transfer: Transfer, chunk: int, offset: int) -> bool:
+        try:
+            data = self._spill_files.read(transfer.digest(chunk)) if self._spill_files is not None else b""
+        except OSError:
+            return False
+        if len(data) != transfer.range_of(chunk)[1]:
+            return False
+        self._file.write(offset, data)
+        return True
+
+    def _tell(self, kind: Kind, object_: bytes, holder: str, chunk: int) -> None:
+        with self._lock:
+            first = not self._found and not self._ended
+            self._found.setdefault((kind, object_, holder), []).append(chunk)
+            if first:
+                os.eventfd_write(self.fd, 1)
+
+    def _tell_ended(self, event: TransferEnded) -> None:
+        with self._lock:
+            first = not self._found and not self._ended
+            self._ended.append(event)
+            if first:
+                os.eventfd_write(self.fd, 1)
