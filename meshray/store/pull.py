@@ -221,8 +221,7 @@ class Puller:
         holder.bad += len(event.chunks)
         holder.link.failed()
         self._flow.ask_elsewhere(pull, holder, event.chunks)
-        others = any(other.ready for other in pull.holders.values() if other is not holder)
-        if others or holder.bad >= config.PULL_BAD_CHUNKS_MAX:
+        if holder.bad >= config.PULL_BAD_CHUNKS_MAX:
             return self._drop(pull, holder.name, f"{holder.bad} chunks in a row were corrupt", now_ns)
         return self._flow.pump(pull, now_ns)
 

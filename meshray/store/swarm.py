@@ -6,7 +6,8 @@
 2. While other nodes pull the same object, each chunk has as many *designated* nodes as there are complete copies: only
    they fetch it from a complete copy, the others from each other. A source so sends each chunk about once.
 3. A designated node that is slow or dead stops nobody: a pull with nothing outstanding asks for any chunk.
-4. Of the chunks at a peer, those that fewest others have come first.
+4. Who sent a bad chunk is asked only for what nobody else has, until it sends a good one.
+5. Of the chunks at a peer, those that fewest others have come first.
 
 Source: rarest first and endgame as in BitTorrent (Cohen 2003); rendezvous hashing (Thaler and Ravishankar 1998); delay
 bounds as in LEDBAT (RFC 6817).
@@ -163,6 +164,8 @@ class Pull:
         """Return the chunk to ask ``holder`` for; ``start`` is a random chunk from which to look, so that nodes do not
         all ask for the same. None: it has none that we want from it."""
         here = self.missing if holder.have is None else self.missing & holder.have
+        if holder.bad:
+            here &= ~self._elsewhere(holder)
         if not here:
             return None
         peers = [other.have for other in self.holders.values() if other.partial and other is not holder]
@@ -179,6 +182,14 @@ class Pull:
             twice |= once & have
             once |= have
         return chunk_sets.first(here & ~once or here & ~twice or here, start)
+
+    def _elsewhere(self, holder: Holder) -> int:
+        """Return the chunks that holders have of which the last chunk was good."""
+        chunks = chunk_sets.EMPTY
+        for other in self.holders.values():
+            if other.ready and not other.bad and other is not holder:
+                chunks |= chunk_sets.all_of(self.count) if other.have is None else other.have
+        return chunks
 
     def choose_late(self, holder: Holder, now_ns: int) -> int | None:
         """Return a chunk that is late elsewhere and that ``holder``, which has nothing better to do, has too."""
