@@ -41,7 +41,7 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Key file of OpenSSH; empty: what your configuration and agent offer."""
     python: str = "python3"
     """Python of the hosts, 3.11 or later, of the same minor version as here."""
-    state_dir: str = "~/.meshray"
+    state_dir: str = "~/.local/state/meshray"
     """Where a host keeps its key pair and meshray's virtual environment; not on a network file system."""
     run_dir: str = ""
     """Where a host keeps sockets, logs and tables; empty: as meshray chooses there."""

@@ -26,10 +26,12 @@ import msgspec
 
 from meshray import config
 from meshray.errors import MeshrayError
+from meshray.messages.keys import ChangeKey, KeyChanged
 from meshray.node_config import ClusterFile, Network, NodeConfig
-from meshray.processes import control_store, host_bootstrap, run_dirs
+from meshray.processes import control_store, host_bootstrap, run_dirs, state_dirs
 from meshray.processes.host_plan import (
     AgentRequest,
+    Allow,
     Await,
     Describe,
     Described,
@@ -80,6 +82,7 @@ def answer(request: AgentRequest) -> Event:
     if isinstance(request, Probe):
         return msgspec.convert(host_bootstrap.probe(msgspec.to_builtins(request)), Probed)
     os.environ[run_dirs.ROOT_VARIABLE] = request.run_root
+    os.environ[state_dirs.STATE_VARIABLE] = request.state_dir
     match request:
         case Keys():
             return keys(request)
@@ -92,6 +95,8 @@ def answer(request: AgentRequest) -> Event:
             record = run_dirs.read_node_file(run_dirs.node_dir(request.cluster, request.node))
             alive = record is not None and run_dirs.is_node_alive(run_dirs.node_dir(request.cluster, request.node))
             return Running(alive=alive, control=record.control if record is not None else "")
+        case Allow():
+            return allow(request)
         case Describe():
             return describe(request)
         case Stop():
@@ -120,7 +125,7 @@ def free_port(address: str) -> int:
 
 def key_file(request: NodeRequest) -> str:
     """Return the path of the key pair of a cluster's node."""
-    return os.path.join(request.state_dir, "keys", f"{request.cluster}-{request.node}.key")
+    return os.path.join(request.state_dir, request.cluster, f"{request.node}.key")
 
 
 def start(request: Start) -> Started:
@@ -210,6 +215,18 @@ def wait_for_nodes(request: Await) -> Done:
             time.sleep(_LOOK_S)
 
 
+def allow(request: Allow) -> Done:
+    """Have the cluster change its list of keys."""
+    from meshray.processes.tool import NodeClient
+
+    with NodeClient(run_dirs.find_address(request.cluster)) as client:
+        for cookie, (name, key) in enumerate(request.keys.items()):
+            changed = client.ask(ChangeKey(cookie, name, key, request.state), KeyChanged)
+            if changed.error:
+                raise MeshrayError(f"the key of {name} cannot be {request.state}: {changed.error}")
+    return Done()
+
+
 def describe(request: Describe) -> Described:
     """Ask the node here about the cluster."""
     from meshray.processes.tool import NodeClient
@@ -228,8 +245,9 @@ def stop(request: Stop) -> Stopped:
     found = bool(processes_in(run_dir)) if healthy else end_strays(run_dir)
     found = stop_cluster(request.cluster, reason="meshray down") or found
     arena = run_dirs.arena_path(request.cluster, request.node)
-    with suppress(FileNotFoundError):
-        os.unlink(arena)
+    for path in (arena, *([state_dirs.allow_list_file(request.cluster, request.node)] if request.forget else [])):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
     left = [f"process {process.pid}" for process in processes_in(run_dir)]
     left += [path for path in (run_dirs.cluster_dir(request.cluster), arena) if os.path.exists(path)]
     return Stopped(found=found, left=left)

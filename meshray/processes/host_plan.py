@@ -111,6 +111,14 @@ class Status(NodeRequest, frozen=True, kw_only=True, tag="status"):
     """Does the node run? Answered by ``Running``."""
 
 
+class Allow(NodeRequest, frozen=True, kw_only=True, tag="allow"):
+    """Let the owners of these public keys (name -> key) into the cluster, or (``state`` revoked) no longer. Answered by
+    ``Done``."""
+
+    keys: dict[str, str]
+    state: str
+
+
 class Describe(NodeRequest, frozen=True, kw_only=True, tag="describe"):
     """What do you know about the cluster? Answered by ``Described``."""
 
@@ -121,8 +129,11 @@ class Describe(NodeRequest, frozen=True, kw_only=True, tag="describe"):
 class Stop(NodeRequest, frozen=True, kw_only=True, tag="stop"):
     """End the node and remove all that it leaves. Answered by ``Stopped``. Twice is a no-op."""
 
+    forget: bool
+    """Whether the node will not start again in this cluster: then what it knew of keys goes too."""
 
-AgentRequest = Probe | Keys | Start | Await | Status | Describe | Stop
+
+AgentRequest = Probe | Keys | Start | Await | Status | Allow | Describe | Stop
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):

@@ -2,7 +2,8 @@
 
 *Shell (threads, files).* Runs in the command line. What to do is decided by ``ssh_plan``, on one host by ``ssh_host``.
 
-1. Every host has a key pair before any node starts, so each node starts with the public keys of all.
+1. Every host has a key pair before any node starts, so each node starts with the public keys of all. Keys of hosts
+   that join or leave later are changed in the running cluster.
 2. Every port is chosen before any node starts, so each node starts knowing where the control store lies. Those that
    have a part of it start first.
 3. An ``up`` that fails or is interrupted takes down what it has started, and nothing else.
@@ -22,6 +23,7 @@ import msgspec
 
 from meshray.cluster_schema import ClusterConfig
 from meshray.errors import ClusterStartError, HostError
+from meshray.messages.keys import ALLOWED, REVOKED
 from meshray.processes import own_wheel, ssh_record
 from meshray.processes.host_plan import Described, File, Install, Probed
 from meshray.processes.ssh_fleet import Fleet, Report
@@ -104,7 +106,10 @@ class Up:
     def _apply(self, record: ClusterRecord, plan: list[Change], known: dict[str, Host]) -> None:
         action = {change.name: change.action for change in plan}
         leaving = [host for name, host in known.items() if action[name] in ("stop", "restart")]
-        self.fleet.run(leaving, ("stop", _end))
+        self.fleet.run(leaving, ("stop", lambda host: _end(host, forget=action[host.name] == "stop")))
+        gone = {host.name: host.record.public for host in leaving if action[host.name] == "stop"}
+        if gone:
+            known[record.founders[0]].allow(gone, REVOKED)
         record.hosts = [host for host in record.hosts if known[host.spec.name] not in leaving]
         fresh = self.fleet.hosts(records_of([node for node in self.cluster.nodes
                                              if action[node.name] in ("start", "restart")]))
@@ -119,6 +124,9 @@ class Up:
         head = self.cluster.nodes[0].name
         if head in self.fleet.failed:
             raise self.fleet.failed[head]
+        new = {host.name: host.record.public for host in self.fleet.good(fresh) if host.name not in known}
+        if known and new:
+            known[head].allow(new, ALLOWED)
         self._start(record, self.fleet.good(fresh))
         for host in self._begun:
             if host.name in self.fleet.failed:
@@ -275,8 +283,8 @@ def everywhere(record: ClusterRecord, arguments: list[str], show: Callable[[str,
         return fleet.failed
 
 
-def _end(host: Host) -> str:
-    return "" if host.end() else "nothing was there"
+def _end(host: Host, *, forget: bool = True) -> str:
+    return "" if host.end(forget=forget) else "nothing was there"
 
 
 def _end_anyhow(host: Host) -> str:

@@ -24,6 +24,7 @@ from meshray.cluster_schema import ClusterConfig, NodeSpec
 from meshray.errors import HostError
 from meshray.processes import host_bootstrap
 from meshray.processes.host_plan import (
+    Allow,
     AnyEvent,
     Await,
     Describe,
@@ -161,9 +162,13 @@ class Host:
             if session.status() != 0:
                 raise HostError("\n".join(session.errors) or f"meshray {' '.join(arguments)} failed there")
 
-    def end(self) -> bool:
+    def allow(self, keys: dict[str, str], state: str) -> None:
+        """Let the owners of these keys into the cluster, or no longer."""
+        self._agent(self._request(Allow, keys=keys, state=state), Done, "join")
+
+    def end(self, *, forget: bool = True) -> bool:
         """End the node with all that it leaves; False if nothing was there. Raise HostError for what stays."""
-        stopped = self._agent(self._request(Stop), Stopped, "stop")
+        stopped = self._agent(self._request(Stop, forget=forget), Stopped, "stop")
         if stopped.left:
             raise HostError(f"left behind: {', '.join(stopped.left)}")
         return stopped.found

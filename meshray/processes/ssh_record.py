@@ -4,7 +4,7 @@ them.
 *Shell (files).* Runs in the command line.
 
 1. A record is there before the first node is, and goes when the last one has gone.
-2. It holds no secret; its directory (0700) is ``MESHRAY_STATE_DIR``, else ``~/.meshray``, with ``clusters`` below.
+2. It holds no secret, and lies below ``clusters`` in the state directory (``state_dirs``).
 """
 
 from __future__ import annotations
@@ -15,14 +15,8 @@ from contextlib import suppress
 import msgspec
 
 from meshray.errors import MeshrayError
+from meshray.processes import state_dirs
 from meshray.processes.ssh_plan import ClusterRecord
-
-STATE_VARIABLE = "MESHRAY_STATE_DIR"
-
-
-def state_dir() -> str:
-    """Return this machine's state directory, which may not exist yet."""
-    return os.path.abspath(os.path.expanduser(os.environ.get(STATE_VARIABLE) or "~/.meshray"))
 
 
 def read(cluster: str) -> ClusterRecord | None:
@@ -51,8 +45,8 @@ def write(record: ClusterRecord) -> None:
     except OSError as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-        raise MeshrayError(f"cannot write {path}: {error.strerror}. Set {STATE_VARIABLE} to a directory of your "
-                           "own") from error
+        raise MeshrayError(f"cannot write {path}: {error.strerror}. Set {state_dirs.STATE_VARIABLE} to a directory "
+                           "of your own") from error
 
 
 def remove(cluster: str) -> None:
@@ -70,4 +64,4 @@ def names() -> list[str]:
 
 
 def _path(cluster: str) -> str:
-    return os.path.join(state_dir(), "clusters", f"{cluster}.json")
+    return os.path.join(state_dirs.state_dir(), "clusters", f"{cluster}.json")

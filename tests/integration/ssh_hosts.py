@@ -153,7 +153,7 @@ class SshHosts:
                 wait_until(lambda host=host: not self.left(host), 5)
             except TimeoutError:
                 raise AssertionError(f"left on {host.name}: {self.left(host)}") from None
-        assert not list((self.hosts.hub.home / ".meshray").glob("clusters/*"))
+        assert not list((self.hosts.hub.home / ".local/state/meshray").glob("clusters/*"))
 
     def __enter__(self) -> SshHosts:
         return self

@@ -326,4 +326,4 @@ def test_demo_is_given_its_options(meshray_command, monkeypatch):
     stand_in.run = lambda **options: given.update(options)
     monkeypatch.setitem(sys.modules, "meshray.cli.demo", stand_in)
     assert meshray_command("demo", "--out", "d", "--seed", "3", "--quick").exit_code == 0
-    assert given == {"out": "d", "seed": 3, "quick": True}
+    assert given == {"out": "d", "seed": 3, "quick": True, "file": None}
