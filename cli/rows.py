@@ -87,7 +87,7 @@ class ObjectRow(msgspec.Struct, frozen=True, kw_only=True):
 
 class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     """One member of a shard of the control store. ``members`` are the names of its chain in ``epoch``, head first;
-    ``rows`` counts them by table."""
+    ``rows`` counts them by table; ``failover`` says what the loss of a server or of a node does."""
 
     shard: str = ""
     role: str = ""
@@ -97,6 +97,7 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     used_bytes: int = 0
     file_bytes: int = 0
     durability: str = ""
+    failover: str = ""
 
 
 class DemandRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,7 +46,10 @@ def status(address: str, as_json: bool) -> None:
     console.print(f"{endpoint}\n", style="dim", highlight=False)
     console.print(_nodes(typed("nodes", rows["nodes"]), rows["workers"]))
     console.print()
-    console.print(_shards(typed("shards", rows["shards"])))
+    shards = typed("shards", rows["shards"])
+    console.print(_shards(shards))
+    for failover in {shard.failover for shard in shards if shard.failover}:
+        console.print(f"failover: {failover}", highlight=False, markup=False)
     console.print()
     for line, style in _waiting(typed("demands", rows["demands"])):
         console.print(line, style=style, highlight=False, markup=False)

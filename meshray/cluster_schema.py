@@ -108,8 +108,16 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     head_setup_commands: list[str] = []
     worker_setup_commands: list[str] = []
     durability: Literal["relaxed", "fsync"] = "relaxed"
+    """``fsync``: what was answered survives a power failure, at one sync for each turn of each replica; ``relaxed``: it
+    survives the end of every process, and of a machine as long as another replica lives."""
     shards: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Parts of the control store, by the hash of a row's key; each is a chain of its own."""
     replicas: Annotated[int, Meta(ge=1, le=7)] = 1
+    """Copies of each shard, on different nodes where there are enough: 2 or more survive the loss of one at once, and
+    each costs about a third of the writes per second."""
+    keep_state: bool = False
+    """Provider local: whether the control store outlives ``down`` and a restart of the machine, in the state directory;
+    the next ``up`` continues with it."""
     schedulers: Annotated[int, Meta(ge=1, le=16)] = 2
     locality: bool = True
 

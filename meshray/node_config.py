@@ -69,10 +69,16 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """How long the chain of a shard should be."""
     acceptors: list[str] = []
     """The servers that hold the configuration register of a new cluster."""
+    failover: str = ""
+    """What ``status`` says of it (``processes.control_store``)."""
     founding: bool = True
     """Whether the control store is new, so that a server with an empty disk has forgotten nothing."""
     state_dir: str = ""
     """Where the control store's disks lie; empty: in the run directory."""
+    life: str = ""
+    """Which start of the cluster this is: rows of another belong to the past."""
+    revives: bool = False
+    """Whether this node puts right what the tables say of an earlier start (``processes.revival``)."""
     schedulers: dict[str, str] = {}
     """All global scheduler replicas of the cluster: name -> endpoint."""
     durability: str = "relaxed"

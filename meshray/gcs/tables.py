@@ -58,6 +58,8 @@ class NodeRow(Part):
     started_wall_ns: int = 0
     ended_wall_ns: int = 0
     reason: str = ""
+    life: str = ""
+    """Which start of the cluster it belongs to (``NodeConfig.life``)."""
 
 
 class JobRow(Part):
@@ -74,6 +76,7 @@ class JobRow(Part):
     ended_wall_ns: int = 0
     reason: str = ""
     python_path: Sequence[str] = ()
+    life: str = ""
 
 
 class FunctionRow(Part):

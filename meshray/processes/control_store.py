@@ -35,6 +35,17 @@ class Plan(msgspec.Struct):
         """The masters: name -> endpoint, in their order."""
         return {name: endpoint for name, (_, endpoint) in self.hosts.items()}
 
+    @property
+    def failover(self) -> str:
+        """Say for people what the loss of a server or of a node does."""
+        if not self.hosts:
+            return "none: each shard has one replica, and waits until its node has started it again from its disk"
+        nodes = len({self.servers[name][0] for name in self.acceptors})
+        if nodes >= ACCEPTORS:
+            return "automatic"
+        return (f"automatic when a process ends, but not when a node is lost: the configuration register is on {nodes} "
+                f"{'node' if nodes == 1 else 'nodes'}, {ACCEPTORS} are needed")
+
     def servers_on(self, node: str) -> dict[str, str]:
         """Return the servers of a node: name -> endpoint."""
         return {name: endpoint for name, (host, endpoint) in self.servers.items() if host == node}

@@ -173,6 +173,7 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
         masters=store.masters,
         replicas=request.replicas,
         acceptors=store.acceptors,
+        failover=store.failover,
         founding=request.founding,
         schedulers=schedulers,
         locality=request.locality,

@@ -76,6 +76,7 @@ def embedded_config(
         host_schedulers=schedulers,
         shards=[Shard(epoch=1, members=list(shards.items()))],
         schedulers=schedulers,
+        failover="none: this cluster ends with its program",
         embedded_pid=os.getpid(),
         prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
         preload=[name for name in ("numpy",) if name in sys.modules],

@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,7 +23,7 @@ from meshray import config
 from meshray.cluster_schema import ClusterConfig
 from meshray.errors import ClusterStartError
 from meshray.node_config import ClusterFile, NodeConfig, NodeFile
-from meshray.processes import control_store, run_dirs
+from meshray.processes import control_store, run_dirs, state_dirs
 from meshray.processes.launch import Launch, node_resources, stop_nodes
 from meshray.processes.spill_place import spill_settings
 
@@ -123,6 +125,9 @@ def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeC
     schedulers = {f"scheduler-{index}": run_dirs.endpoint(run_directories[host], f"scheduler-{index}")
                   for index, host in enumerate(hosts)}
     plans = []
+    life = secrets.token_hex(8)
+    has_past = cluster.keep_state and any(
+        os.path.isdir(state_dirs.control_store_dir(cluster.cluster_name, node.name)) for node in cluster.nodes)
     for node in cluster.nodes:
         amounts = node_resources(
             num_cpus=node.num_cpus, num_gpus=node.num_gpus, resources=node.resources, memory=node.memory,
@@ -143,6 +148,11 @@ def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeC
             masters=store.masters,
             replicas=cluster.replicas,
             acceptors=store.acceptors,
+            failover=store.failover,
+            founding=not has_past,
+            state_dir=state_dirs.control_store_dir(cluster.cluster_name, node.name) if cluster.keep_state else "",
+            life=life,
+            revives=has_past and node is cluster.nodes[0],
             schedulers=schedulers,
             durability=cluster.durability,
             prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),

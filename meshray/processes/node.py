@@ -43,6 +43,7 @@ from meshray.processes.node_events import (
 )
 from meshray.processes.node_keys import NodeKeys
 from meshray.processes.node_sessions import NodeSessions
+from meshray.processes.revival import Revival
 from meshray.processes.supervision import Supervisor
 from meshray.resources import UNITS_PER_ONE
 from meshray.sched import events as sched_events
@@ -188,11 +189,13 @@ class NodeMachine:
     def begin(self, now_ns: int) -> list[Any]:
         """Return the effects of the node's birth: its row, the first workers, the first heartbeat."""
         row = tables.NodeRow(self.node, self.settings.node_name, self.endpoint, self.total, pid=self.pid,
-                             arena_bytes=self.settings.object_store_bytes)
+                             arena_bytes=self.settings.object_store_bytes, life=self.settings.life)
         self.sessions.begin(now_ns)
         effects = self.write([Op(tables.NODE, self.node.encode(), tables.encode(row))], now_ns)
         if self.settings.embedded_pid:
             effects.append(WatchDriver(self.settings.embedded_pid))
+        if self.settings.revives:
+            effects += Revival(self).begin(now_ns)
         return effects + self.keys.begin(now_ns) + self.schedule(Tick(), now_ns)
 
     # --- control store -------------------------------------------------------------------------------------------
@@ -211,9 +214,9 @@ class NodeMachine:
         return self._gcs_done(effects, now_ns)
 
     def scan(self, table: str, prefix: bytes, limit: int, now_ns: int,
-             done: Callable[[Answered, int], list[Any]]) -> list[Any]:
-        """Read rows by key prefix."""
-        request, effects = self.gcs.scan(table, prefix, now_ns, limit=limit)
+             done: Callable[[Answered, int], list[Any]], *, after: bytes = b"") -> list[Any]:
+        """Read rows by key prefix, those behind the key ``after``."""
+        request, effects = self.gcs.scan(table, prefix, now_ns, after=after, limit=limit)
         self._asked[request] = done
         return self._gcs_done(effects, now_ns)
 

@@ -113,10 +113,12 @@ class Describer:
 
             effects += self._node.scan(tables.ACTOR, b"", request.limit, now_ns, actors)
         if "shards" in gathering.rows:
-            for shard in self._node.settings.shards:
-                for name, endpoint in shard.members:
-                    gathering.waiting.add(name)
-                    effects += self._node.to_named(name, endpoint, DescribeShard(mine))
+            present = {**self._node.settings.host_shards,
+                       **{name: endpoint for shard in (*self._node.settings.shards, *self._node.gcs.shards)
+                          for name, endpoint in shard.members}}
+            for name, endpoint in present.items():
+                gathering.waiting.add(name)
+                effects += self._node.to_named(name, endpoint, DescribeShard(mine))
         return effects
 
     def _actor_rows(self, mine: int, answer: Answered) -> list[Any]:
@@ -148,6 +150,7 @@ class Describer:
         row["shard"] = message.name
         row["epoch"] = message.shard.epoch
         row["members"] = [name for name, _ in message.shard.members]
+        row["failover"] = self._node.settings.failover
         gathering.rows["shards"].append(row)
         return self._answered(message.cookie, name_of(event.route))
 

@@ -128,7 +128,8 @@ class NodeSessions:
         if request.kind != "driver":
             return [self._welcome(member), *joined]
         member.row = tables.JobRow(job, request.name, namespace, request.entrypoint, node=self._node.node,
-                                   pid=request.pid, python_path=request.python_path)
+                                   pid=request.pid, python_path=request.python_path,
+                                   life=self._node.settings.life)
         member.joining = True
         return [*joined, WatchDriver(request.pid), *self._write_job(
             member.row, now_ns, lambda answer, later_ns: self._job_written(member, answer))]

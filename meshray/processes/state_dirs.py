@@ -6,6 +6,7 @@ Layout, all of it readable by its owner only::
 
     <state>/keys/<name>.key                  key pairs of this machine's nodes and drivers
     <state>/<cluster>/<node>.keys.json       the allow list as the node knew it last
+    <state>/<cluster>/<node>/gcs/<server>/   disks of the control store, of clusters with ``keep_state``
 
 ``<state>`` is ``MESHRAY_STATE_DIR``, else ``$XDG_STATE_HOME/meshray``, else ``~/.local/state/meshray``.
 """
@@ -47,6 +48,11 @@ def key_names() -> list[str]:
 def allow_list_file(cluster: str, node: str) -> str:
     """Return where a node keeps its allow list."""
     return os.path.join(state_dir(), cluster, f"{node}.keys.json")
+
+
+def control_store_dir(cluster: str, node: str) -> str:
+    """Return where a node keeps its disks of the control store."""
+    return os.path.join(state_dir(), cluster, node)
 
 
 def find_key_file() -> str:
