@@ -8,8 +8,10 @@ the connection by itself. A descriptor may be another connection's by then, so e
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import stat
 from contextlib import suppress
 
 from meshray.transport.endpoints import bind_address
@@ -34,7 +36,7 @@ def numeric(address: str) -> str:
 def other_end(descriptor: int) -> End:
     """Return the other end of the connection with this descriptor, NOWHERE if it has closed meanwhile."""
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as connection:
+        with _open(descriptor) as connection:
             return _end(connection.getpeername())
     except OSError:
         return NOWHERE
@@ -44,7 +46,7 @@ def accepted(port: int) -> list[tuple[int, End]]:
     """Return the connections of this process that came in at ``port``: descriptor and other end."""
     found = []
     for entry in os.listdir("/proc/self/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(entry))) as connection:
+        with suppress(OSError), _open(int(entry)) as connection:
             own = connection.getsockname()
             if isinstance(own, tuple) and own[1] == port:
                 found.append((int(entry), _end(connection.getpeername())))
@@ -53,8 +55,20 @@ def accepted(port: int) -> list[tuple[int, End]]:
 
 def shut(descriptor: int) -> None:
     """End a connection."""
-    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+    with suppress(OSError), _open(descriptor) as connection:
         connection.shutdown(socket.SHUT_RDWR)
+
+
+def _open(descriptor: int) -> socket.socket:
+    """Return a socket of our own for this descriptor. Raise OSError if it is none, or closed."""
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        raise OSError(errno.ENOTSOCK, "not a socket")
+    copy = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=copy)
+    except BaseException:
+        os.close(copy)
+        raise
 
 
 def _end(address: tuple[str, int]) -> End:

@@ -79,12 +79,13 @@ class Links:
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         self._gate = Gate(self._context, allowed)
         self.socket: zmq.Socket[Any] = self._context.socket(zmq.ROUTER)
-        self._names: dict[str, Link] = {}
-        """By node id, those of seeds by node name too."""
+        self._names: dict[str, Link] = {node: Link(self._pair.public)}
+        """By node id, those of seeds by node name too. Our own id is taken as well."""
         self._guests: dict[str, None] = {}
         """Ids that only their owners have told us, oldest first."""
         self._by_route: dict[bytes, Link] = {}
         self._by_address: dict[str, Link] = {}
+        self._opened = 0
         self.dropped = 0
         """Messages from peers that may not send them."""
         self.monitor: Any = self.socket.get_monitor_socket(_EVENTS)
@@ -175,7 +176,9 @@ class Links:
 
     def _connect(self, link: Link) -> None:
         be_client(self.socket, self._pair, link.key)
-        link.out_route = relay.OUT + link.key.encode()
+        # libzmq aborts when the name of a connection that is still being closed is used again.
+        self._opened += 1
+        link.out_route = relay.OUT + str(self._opened).encode()
         self.socket.setsockopt(zmq.CONNECT_ROUTING_ID, link.out_route)
         link.connected_to = connections.numeric(link.address)
         self.socket.connect(link.connected_to)

@@ -33,6 +33,7 @@ from meshray import config
 Route = bytes
 OUT = b">"
 _IPC_PATH_MAX = 107
+_CLOSED_MAX = 10_000
 
 
 class AddressInUse(OSError):
@@ -129,6 +130,12 @@ class Peers:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._socket = self.socket = self._open(name)
         self._connected: dict[Route, str] = {}
+        self._closed: dict[Route, None] = {}
+        """Routes of dialogs that we closed lately, oldest first."""
+        self._inner: dict[Route, Route] = {}
+        """Route -> what ZeroMQ knows it by, for names that were used before."""
+        self._outer: dict[Route, Route] = {}
+        self._reopened = 0
         self.bounced: deque[tuple[Route, bytes]] = deque()
         try:
             self._bind(endpoint)
@@ -179,7 +186,13 @@ class Peers:
             return route
         if known is not None:
             self.disconnect(name)
-        self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, route)
+        inner = route
+        if route in self._closed:
+            # libzmq aborts when the name of a connection that is still being closed is used again.
+            self._reopened += 1
+            inner = self._inner[route] = b"%s\0%d" % (route, self._reopened)
+            self._outer[inner] = route
+        self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, inner)
         self._socket.connect(endpoint)
         self._connected[route] = endpoint
         return route
@@ -190,8 +203,13 @@ class Peers:
 
     def disconnect(self, name: str) -> None:
         """Close the dialog that we opened with ``name``; what was not sent is dropped. Closing twice is a no-op."""
-        endpoint = self._connected.pop(OUT + name.encode(), None)
+        route = OUT + name.encode()
+        endpoint = self._connected.pop(route, None)
         if endpoint is not None:
+            self._closed[route] = None
+            if len(self._closed) > _CLOSED_MAX:
+                del self._closed[next(iter(self._closed))]
+            self._outer.pop(self._inner.pop(route, b""), None)
             try:
                 self._socket.disconnect(endpoint)
             except zmq.ZMQError as error:
@@ -202,7 +220,7 @@ class Peers:
         """Send ``frame`` (and ``buffers``, large ones without a copy). False if the peer is not there."""
         send = self._socket.send
         try:
-            send(route, zmq.SNDMORE)
+            send(self._inner.get(route, route) if self._inner else route, zmq.SNDMORE)
             if not buffers:
                 send(frame)
                 return True
@@ -234,7 +252,14 @@ class Peers:
                 part = recv(copy=False)
                 message.append(part.bytes)
             messages.append(message)
+        if self._outer:
+            for message in messages:
+                message[0] = self.outer(message[0])
         return messages
+
+    def outer(self, route: Route) -> Route:
+        """Return the route by which others know what came from ZeroMQ on ``route``."""
+        return self._outer.get(route, route)
 
     def wait(self, timeout_ms: int) -> bool:
         """Sleep until a message or watched fd is ready, at most ``timeout_ms`` (-1: no limit). True if a message is."""

@@ -133,7 +133,7 @@ class Switch:
             rest.append(recv(copy=False))
             more = rest[-1].more
         if head[:4] != relay.SIGNATURE:
-            messages.append([route, head, *(part.bytes for part in rest)])
+            messages.append([self._local.outer(route), head, *(part.bytes for part in rest)])
             return
         envelope = relay.decode(head)
         if type(envelope) is BadFrame or not rest:
