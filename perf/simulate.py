@@ -7,7 +7,10 @@
    ms to 10 s. One node in a hundred dies on the way; its tasks run again.
 3. The ideal is greedy: the same tasks in the same order on the same CPUs, each at once where one is free, with nothing
    to decide and nothing to send. No schedule that starts them in that order ends much earlier (Graham's bound).
-4. Rows: ``cpu_us_per_task_N`` (CPU of all nodes, replicas and owners while they decide), ``messages_per_task_N``,
+4. ``--tasks`` is what the largest cluster runs. The others run their share, so that every node has as much to do, and
+   what differs is the number of nodes; with ``--same-tasks`` all run as many, and what the begin and the end of a run
+   cost is spread over a hundred times as many tasks per node in the smallest cluster as in the largest.
+5. Rows: ``cpu_us_per_task_N`` (CPU of all nodes, replicas and owners while they decide), ``messages_per_task_N``,
    ``makespan_over_ideal_N``; and how the first two grow from the smallest cluster to the largest.
 """
 
@@ -22,6 +25,8 @@ import time
 from typing import Any
 
 from meshray import config
+from meshray.sched.events import SessionJoined
+from perf.journal import Journal
 from perf.simulated_cluster import MS, Node, Owner, make_cluster
 
 SMALLEST = 10
@@ -31,6 +36,10 @@ CPUS = 4
 REPLICAS = 2
 NODES_PER_DRIVER = 10
 NODES_PER_DEATH = 100
+FUNCTIONS = 3
+JOURNALS = 8
+"""Processes of each kind whose decisions are taken again, to measure them; all replicas are."""
+
 WINDOW = 6_000
 """Tasks that a driver has submitted and that have not been pushed."""
 
@@ -80,24 +89,32 @@ def simulate(nodes: int, tasks: int, seed: int) -> dict[str, Any]:
     started = time.process_time()
     world, cluster = make_cluster(seed, nodes, CPUS, REPLICAS)
     drivers = max(1, nodes // NODES_PER_DRIVER)
+    homes, others = cluster[::NODES_PER_DRIVER], [node for node in cluster if node not in cluster[::NODES_PER_DRIVER]]
+    homes = homes[:drivers]
+    owners = [Owner(world, number, home.name, FUNCTIONS, WINDOW) for number, home in enumerate(homes)]
+    kinds: dict[str, tuple[list[Any], int]] = {
+        "home node": (homes[:JOURNALS], len(homes)), "other node": (others[:JOURNALS], len(others)),
+        "scheduler": ([world.parties[name] for name in world.schedulers], REPLICAS),
+        "owner": (owners[:JOURNALS], drivers)}
+    journaled = [process for processes, _ in kinds.values() for process in processes]
+    for process in journaled:
+        process.journal = Journal()
     world.run(lambda: False, world.now_ns + SETTLE_NS)
-    homes = cluster[::NODES_PER_DRIVER][:drivers]
-    owners = [Owner(world, number, home, 3, WINDOW) for number, home in enumerate(homes)]
-    for owner in owners:
+    for owner, home in zip(owners, homes, strict=True):
+        home.handle(SessionJoined(owner.name, owner.name.encode(), "driver", 1, "sim://", owner.name))
         owner.run_ns = run_times(world.random, tasks // drivers)
+        owner.left = len(owner.run_ns) - 1
     total = tasks // drivers * drivers
     work_ns = sum(sum(owner.run_ns) for owner in owners)
-    dying = [number for number in range(nodes) if number % NODES_PER_DEATH == NODES_PER_DEATH - 1]
-    death_ns = work_ns // (nodes * CPUS) // 2
-    for meter in world.meters.values():
-        meter.calls = meter.timed = meter.timed_ns = 0
-    world.messages.clear()
+    deaths = dict.fromkeys(range(NODES_PER_DEATH - 1, nodes, NODES_PER_DEATH), work_ns // (nodes * CPUS) // 2)
     begun_ns = world.now_ns
-    for number in dying:
+    for process in journaled:
+        process.journal.warm_up = len(process.journal.entries)
+    world.messages.clear()
+    for number, death_ns in deaths.items():
         world.at(begun_ns + death_ns, Node.crash, cluster[number])
     for owner in owners:
-        world.at(begun_ns, owner.begin)
-    world.run(lambda: False, begun_ns)
+        owner.begin()
     waiting = list(owners)
 
     def done() -> bool:
@@ -108,15 +125,16 @@ def simulate(nodes: int, tasks: int, seed: int) -> dict[str, Any]:
     if not world.run(done, begun_ns + LIMIT_NS):
         raise SystemExit(f"{sum(owner.left for owner in owners)} of {total} tasks did not run")
     makespan_ns = world.now_ns - begun_ns
-    best_ns = ideal_ns(owners, nodes, dict.fromkeys(dying, death_ns))
-    counts = {"node": nodes, "scheduler": REPLICAS, "owner": drivers}
+    best_ns = ideal_ns(owners, nodes, deaths)
+    cpu_ns = {kind: sum(process.replayed_ns() for process in processes) / len(processes) * count
+              for kind, (processes, count) in kinds.items() if processes}
     return {
         "nodes": nodes, "tasks": total, "makespan_s": makespan_ns / config.SECOND_NS,
         "ideal_s": best_ns / config.SECOND_NS, "makespan_over_ideal": makespan_ns / best_ns,
         "work_s_per_cpu": work_ns / (nodes * CPUS) / config.SECOND_NS,
-        "cpu_us_per_task": sum(meter.total_ns for meter in world.meters.values()) / total / 1000,
-        "cpu_us_per_task_of": {kind: meter.total_ns / total / 1000 for kind, meter in world.meters.items()},
-        "busy_share_of": {kind: meter.total_ns / counts[kind] / makespan_ns for kind, meter in world.meters.items()},
+        "cpu_us_per_task": sum(cpu_ns.values()) / total / 1000,
+        "cpu_us_per_task_of": {kind: cpu / total / 1000 for kind, cpu in cpu_ns.items()},
+        "busy_share_of": {kind: cpu / kinds[kind][1] / makespan_ns for kind, cpu in cpu_ns.items()},
         "messages_per_task": sum(world.messages.values()) / total,
         "messages_per_task_of": {kind: count / total for kind, count in sorted(world.messages.items())},
         "tasks_retried": sum(owner.retried for owner in owners), "took_s": time.process_time() - started,
@@ -147,7 +165,8 @@ def main() -> None:
     """Run the clusters that were asked for, the smallest one first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", default="100,300,1000", help="sizes of clusters, with commas between")
-    parser.add_argument("--tasks", type=int, default=1_000_000, help="tasks in each cluster")
+    parser.add_argument("--tasks", type=int, default=1_000_000, help="tasks in the largest cluster")
+    parser.add_argument("--same-tasks", action="store_true", help="as many tasks in every cluster")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     options = parser.parse_args()
@@ -156,7 +175,8 @@ def main() -> None:
     # Each process has a heap of its own; here all are in one, which a collection would walk again and again.
     gc.disable()
     for nodes in sizes:
-        results.append(simulate(nodes, options.tasks, options.seed))
+        tasks = options.tasks if options.same_tasks else options.tasks * nodes // sizes[-1]
+        results.append(simulate(nodes, max(tasks, nodes), options.seed))
         if not options.json:
             report(results[-1])
         gc.collect()

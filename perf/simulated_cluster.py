@@ -4,8 +4,10 @@
 
 1. Every ``LocalScheduler``, ``GlobalScheduler`` and ``Submitter`` is the class that ships; a worker only waits for as
    long as its task takes, and a message only for the latency of its wire.
-2. Virtual time does not depend on how long the machines take to decide; what they take is measured beside it, by the
-   CPU clock around one of ``SAMPLED`` calls.
+2. Virtual time does not depend on how long the machines take to decide. That is measured afterwards: some processes
+   keep a journal of what came to them, and a fresh machine, alone as in a process of its own, takes the same again
+   while the CPU clock runs. Measured on the way, with a thousand machines taking turns in one process, each would
+   find the processor's caches full of the others.
 3. The same seed gives the same run.
 """
 
@@ -15,7 +17,6 @@ import functools
 import heapq
 import itertools
 import random
-import time
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from meshray.sched.global_scheduler import GlobalScheduler
 from meshray.sched.local import LocalScheduler
 from meshray.session.records import FINISHED, QUEUED, SchedulingClass, Task
 from meshray.session.submit import Submitter
+from perf.journal import Journal
 
 MS = config.MILLISECOND_NS
 UNIT = 10_000
@@ -47,41 +49,6 @@ ANSWER_NS = MS
 MEAN_WEIGHT = 8
 """Weight of the exponential average of task times in a worker."""
 
-SAMPLED = 7
-"""One call of so many is timed: two readings of the CPU clock cost about as much as a cheap call."""
-
-
-class Meter:
-    """CPU time of one kind of process."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.timed = 0
-        self.timed_ns = 0
-
-    def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Call, and time it if it is its turn."""
-        self.calls += 1
-        if self.calls % SAMPLED:
-            return call(*arguments)
-        started_ns = time.thread_time_ns()
-        result = call(*arguments)
-        self.timed_ns += time.thread_time_ns() - started_ns
-        self.timed += 1
-        return result
-
-    @property
-    def total_ns(self) -> float:
-        """Estimated CPU time of all calls, without that of reading the clock."""
-        return max(0, self.timed_ns - self.timed * clock_ns()) * self.calls / max(1, self.timed)
-
-
-@functools.cache
-def clock_ns() -> int:
-    """Return how much CPU time lies between two readings of the clock in a row."""
-    readings = [time.thread_time_ns() for _ in range(1001)]
-    return sorted(after - before for before, after in itertools.pairwise(readings))[500]
-
 
 class World:
     """Virtual time, wires, and who is at their ends."""
@@ -90,7 +57,6 @@ class World:
         self.random = random.Random(seed)
         self.now_ns = config.SECOND_NS
         self.messages: dict[str, int] = {}
-        self.meters = {"node": Meter(), "scheduler": Meter(), "owner": Meter()}
         self.parties: dict[str, Any] = {}
         self.schedulers: dict[str, str] = {}
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -122,15 +88,26 @@ class World:
         return True
 
 
+class Silence(World):
+    """Nobody is there, and nothing happens later: for a process that only decides again."""
+
+    def at(self, when_ns: int, action: Callable[..., None], *arguments: Any) -> None:
+        """Do nothing."""
+
+    def send(self, source: Any, route: bytes, message: Any) -> None:
+        """Do nothing."""
+
+
 class Process:
     """A machine with its timer: a node or a global scheduler replica."""
 
-    def __init__(self, world: World, name: str, kind: str, machine: Any) -> None:
+    def __init__(self, world: World, name: str, make: Callable[[], Any]) -> None:
         self.world = world
         self.name = self.machine_name = name
-        self.machine = machine
+        self.machine = make()
         self.alive = True
-        self._meter = world.meters[kind]
+        self.journal: Journal | None = None
+        self._make = make
         self._due_ns = 0
         world.parties[name] = self
 
@@ -143,7 +120,9 @@ class Process:
         if not self.alive:
             return
         world = self.world
-        for effect in self._meter.run(self.machine.handle, event, world.now_ns):
+        if self.journal is not None:
+            self.journal.entries.append((world.now_ns, event))
+        for effect in self.machine.handle(event, world.now_ns):
             kind = type(effect)
             if kind is Send:
                 world.send(self, effect.to, effect.message)
@@ -165,6 +144,11 @@ class Process:
         else:
             self.handle(Tick())
 
+    def replayed_ns(self) -> int:
+        """Return the CPU time of the journal."""
+        assert self.journal is not None
+        return self.journal.cpu_ns(self._make().handle)
+
     def perform(self, effect: Any) -> None:
         """Do what only nodes ask for."""
 
@@ -174,9 +158,8 @@ class Node(Process):
 
     def __init__(self, world: World, number: int, cpus: int) -> None:
         name = f"n{number}"
-        machine = LocalScheduler(name, name, f"sim://{name}", {"CPU": cpus * UNIT}, schedulers=world.schedulers,
-                                 prestart=cpus)
-        super().__init__(world, name, "node", machine)
+        super().__init__(world, name, lambda: LocalScheduler(
+            name, name, f"sim://{name}", {"CPU": cpus * UNIT}, schedulers=world.schedulers, prestart=cpus))
         self.workers: dict[str, Worker] = {}
         self._started = 0
         world.at(world.now_ns + world.random.randrange(config.HEARTBEAT_NS), self.handle, Tick())
@@ -270,10 +253,11 @@ class Owner:
     closing = False
     endpoint = "sim://"
 
-    def __init__(self, world: World, number: int, node: Node, functions: int, window: int) -> None:
+    def __init__(self, world: World, number: int, node: str, functions: int, window: int) -> None:
         self.world = world
         self.name = f"d{number}"
-        self.machine_name = self.node = node.name
+        self.machine_name = self.node = node
+        self.journal: Journal | None = None
         self.run_ns: list[int] = [0]
         """How long each task takes, by its number."""
         self.left = 0
@@ -287,7 +271,6 @@ class Owner:
         self._functions = functions
         self._window = window
         self._submitted = 0
-        self._meter = world.meters["owner"]
         self._due_ns = 0
         self._classes = []
         for index in range(functions):
@@ -296,7 +279,6 @@ class Owner:
             self.submitter.classes[index] = klass
             self._classes.append(klass)
         world.parties[self.name] = self
-        node.handle(SessionJoined(self.name, self.name.encode(), "driver", 1, "sim://", self.name))
 
     def function_of(self, seq: int) -> int:
         """Return which function a task runs: they take turns."""
@@ -304,10 +286,9 @@ class Owner:
 
     def begin(self) -> None:
         """Submit the first tasks."""
-        self.left = len(self.run_ns) - 1
         self._go(self._submit)
 
-    def _submit(self) -> None:
+    def _submit(self, _: Any = None) -> None:
         queued = sum(len(klass.queue) for klass in self._classes)
         if queued * 2 > self._window or self._submitted == len(self.run_ns) - 1:
             return
@@ -323,15 +304,30 @@ class Owner:
         """Take what the node or a worker says."""
         self._go(self._take, message)
 
-    def _go(self, call: Callable[..., None], *arguments: Any) -> None:
+    def _go(self, call: Callable[[Any], None], message: Any = None) -> None:
+        if self.journal is not None:
+            self.journal.entries.append((self.world.now_ns, (call.__name__, message)))
         self.now_ns = self.world.now_ns
-        self._meter.run(call, *arguments)
+        call(message)
         due_ns = self.submitter.deadline_ns()
         if due_ns is not None and self._due_ns <= self.now_ns:
             self._due_ns = max(due_ns, self.now_ns + 1)
             self.world.at(self._due_ns, self._go, self._sweep)
 
-    def _sweep(self) -> None:
+    def replayed_ns(self) -> int:
+        """Return the CPU time of the journal, without that of the wires."""
+        assert self.journal is not None
+        again = Owner(Silence(0), int(self.name[1:]), self.node, self._functions, self._window)
+        again.run_ns = self.run_ns
+        calls = {call.__name__: call for call in (again._submit, again._take, again._sweep)}
+
+        def decide(entry: tuple[str, Any], now_ns: int) -> None:
+            again.now_ns = now_ns
+            calls[entry[0]](entry[1])
+
+        return self.journal.cpu_ns(decide)
+
+    def _sweep(self, _: Any = None) -> None:
         self.submitter.sweep(self.now_ns)
 
     def _take(self, message: Any) -> None:
@@ -393,5 +389,5 @@ def make_cluster(seed: int, nodes: int, cpus: int, replicas: int) -> tuple[World
     world = World(seed)
     world.schedulers = {f"s{number}": f"sim://s{number}" for number in range(replicas)}
     for name in world.schedulers:
-        Process(world, name, "scheduler", GlobalScheduler(name))
+        Process(world, name, functools.partial(GlobalScheduler, name))
     return world, [Node(world, number, cpus) for number in range(nodes)]

@@ -85,12 +85,15 @@ class DemandPlaced(Message, tag=73):
 
 class RequestRemoteLease(Message, tag=74):
     """node -> node. The owner (a session at ``endpoint`` of the asking node) can use ``demand.count`` leases of this
-    class here; replaces the earlier word on (owner, class). Answered by RemoteLeaseGranted, one per lease."""
+    class here; replaces the earlier word on (owner, class). Answered by RemoteLeaseGranted, one per lease.
+    ``entitled``: others may be asked to return leases for it, because it cannot run elsewhere or has nothing yet;
+    otherwise it takes what is free."""
 
     owner: str
     owner_node: str
     job: str
     demand: Demand
+    entitled: bool = True
 
 
 class RemoteLeaseGranted(Message, tag=75):

@@ -75,6 +75,8 @@ class Claim(msgspec.Struct, eq=False):
     """Leases held elsewhere: the sum of ``held`` over ``remote``."""
     sought: int = 0
     """Leases asked for elsewhere and not held: the sum of ``asked - held`` over ``remote``."""
+    entitled: bool = True
+    """Whether others may be asked to return leases for this claim."""
     short: int = 0
     quota: int = 0
     """Leases that a global scheduler placed here; only these run here when the strategy is spread."""
@@ -313,7 +315,8 @@ class Demands:
             Waiter((claim.owner.name, claim.klass), claim.owner.name, claim.owner.held, len(claim.leases),
                    claim.since_ns, claim.need, min(claim.short, self._wanted_here(claim)), claim.owner.nested,
                    claim.away)
-            for claim in waiting if claim.short and claim.missing and self._wanted_here(claim)]
+            for claim in waiting
+            if claim.entitled and claim.short and claim.missing and self._wanted_here(claim)]
 
     def reclaim(self, waiters: list[Waiter]) -> None:
         """Ask back what ``policy`` says others should have."""

@@ -40,6 +40,9 @@ CHECK_NS = config.HEARTBEAT_NS
 STALL_NS = 5 * CHECK_NS
 """A replica that did not look at its clock for this long was not running: silence meanwhile is its own fault."""
 
+YOUNG_NS = 3 * config.HEARTBEAT_NS
+"""A replica that runs for less than this may not have heard of every node: it calls nothing impossible."""
+
 GONE_NS = 10 * config.SUSPICION_NS
 """How long a node that was given up stays known as gone."""
 
@@ -72,12 +75,14 @@ class GlobalScheduler:
         self._digest = 0
         self._now_ns = 0
         self._checked_ns = 0
+        self._born_ns = 0
         self._counters = {"heartbeats": 0, "placements": 0, "leases_placed": 0, "infeasible": 0, "nodes_given_up": 0,
                           "views": 0, "stalls": 0}
 
     def handle(self, event: Any, now_ns: int) -> list[Any]:
         """Take one event, return its effects."""
         self._now_ns = now_ns
+        self._born_ns = self._born_ns or now_ns
         if now_ns - self._checked_ns >= STALL_NS:
             self._excuse()
         match event:
@@ -174,6 +179,8 @@ class GlobalScheduler:
 
     def _place(self, message: PlaceDemand) -> DemandPlaced:
         placement = self._choose(message)
+        if not placement.feasible and self._now_ns - self._born_ns < YOUNG_NS:
+            placement = Placement([])
         self._roster.booked(placement.places)
         self._counters["placements"] += 1
         self._counters["leases_placed"] += sum(count for _, _, count in placement.places)

@@ -301,7 +301,7 @@ class LocalScheduler:
         if owner.node == message.owner_node:
             owner.route = route
             owner.job = message.job
-            self._demands.declare(owner, message.demand)
+            self._demands.declare(owner, message.demand).entitled = message.entitled
             self._forget_remote(owner)
 
     def _forget_remote(self, owner: Owner) -> None:

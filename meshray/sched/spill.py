@@ -241,7 +241,8 @@ class Spill:
         self._context.send_to(node, ask.endpoint, RequestRemoteLease(
             claim.owner.name, self._context.node, claim.owner.job,
             Demand(claim.klass, visible(claim.need), ask.asked, claim.label, claim.strategy, claim.backlog,
-                   claim.mean_ns, claim.input_bytes)))
+                   claim.mean_ns, claim.input_bytes),
+            not claim.held or claim.away or self._must_move(claim)))
 
     def trim(self, claim: Claim) -> None:
         """Take back what was asked elsewhere and is no longer missed."""

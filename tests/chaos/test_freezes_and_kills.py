@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -145,6 +146,11 @@ def test_service_that_ends_again_and_again_ends_the_node(fresh, root):
         meshray.get(identity.remote(1), timeout=30)
 
 
+def live_schedulers(root):
+    """Pids of the replicas that run, also of those that were started again."""
+    return [pid for pid, line in processes_of(root).items() if "scheduler" in line]
+
+
 def spill_over(directory, count=4):
     """Run so many tasks at once that both nodes are needed; return where they ran."""
     gate, journal = Gate(directory / "gate"), Journal(directory / "journal")
@@ -186,6 +192,29 @@ def test_frozen_global_scheduler_is_passed_by(two_nodes, root, tmp_path):
         os.kill(schedulers[0], signal.SIGCONT)
     assert is_alive(schedulers[0])
     assert len(spill_over(tmp_path / "thawed")) == 2
+
+
+def test_replicas_that_are_killed_and_frozen_all_the_time_change_no_result(two_nodes, root, tmp_path):
+    """Kill one and freeze the other for longer than the suspicion time, thaw it; then the other way round."""
+    for victims in range(2):
+        directory = tmp_path / str(victims)
+        directory.mkdir()
+        replicas = sorted(live_schedulers(root))
+        assert len(replicas) == 2, "two replicas by default"
+        os.kill(replicas[victims], signal.SIGSTOP)
+        there = identity.options(resources={"right": 0.01})
+        refs = [there.remote(i) for i in range(200)]
+        os.kill(replicas[1 - victims], signal.SIGKILL)
+        wait_gone(replicas[1 - victims])
+        assert meshray.get(refs, timeout=50) == list(range(200))
+        here = meshray.get([identity.remote(i) for i in range(2000)], timeout=50)
+        assert here == list(range(2000)), "what stays here needs no replica"
+        wait_until(lambda old=set(replicas): len([pid for pid in live_schedulers(root) if pid not in old]) == 1)
+        frozen_since = time.monotonic()
+        wait_until(lambda since=frozen_since: time.monotonic() - since > 3.5, what="longer than the suspicion time")
+        os.kill(replicas[victims], signal.SIGCONT)
+        assert len(spill_over(directory)) == 2
+        assert {row["Alive"] for row in meshray.nodes()} == {True}, "the thawed replica suspects nobody"
 
 
 def test_frozen_node_comes_back(two_nodes, root):

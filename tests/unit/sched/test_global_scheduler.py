@@ -9,7 +9,7 @@ from meshray.machine import Received, Send, Tick
 from meshray.messages.node import Ping, Pong, Strategy
 from meshray.messages.sched import ClusterView, DemandPlaced, Heartbeat, NodeGone, NodeLoad, PlaceDemand
 from meshray.sched import members
-from meshray.sched.global_scheduler import CHECK_NS, VIEW_AGAIN_NS, VIEW_PAGE_MAX, GlobalScheduler
+from meshray.sched.global_scheduler import CHECK_NS, VIEW_AGAIN_NS, VIEW_PAGE_MAX, YOUNG_NS, GlobalScheduler
 from meshray.sched.roster import SAMPLE
 
 U = 10_000
@@ -104,10 +104,10 @@ def test_the_cost_of_a_placement_is_bounded() -> None:
 def test_labels_and_affinity_decide() -> None:
     machine = GlobalScheduler("s")
     for name, zone in (("a", "east"), ("b", "west"), ("c", "north")):
-        machine.handle(beat(name, 1, labels={"zone": zone}), 0)
+        machine.handle(beat(name, 1, labels={"zone": zone}), 1)
 
     def where(strategy: Strategy) -> tuple[list[str], str]:
-        answer = placed(machine, PlaceDemand(1, "a", CPU, 1, strategy))
+        answer = placed(machine, PlaceDemand(1, "a", CPU, 1, strategy), 2 * YOUNG_NS)
         return [node for node, _, _ in answer.places], answer.reason
 
     assert where(Strategy(labels=(("zone", "west"),))) == (["b"], "")
@@ -157,7 +157,7 @@ def test_a_silent_node_is_given_up_and_told_when_it_returns() -> None:
 def test_ping_and_strangers() -> None:
     machine = GlobalScheduler("s")
     assert machine.deadline_ns() is None
-    assert machine.handle(Received(b"x", Ping(3)), 0) == [Send(b"x", Pong(3))]
+    assert machine.handle(Received(b"x", Ping(3)), 1) == [Send(b"x", Pong(3))]
     assert machine.handle(Received(b"x", Pong(3)), 0) == []
-    (answer,) = machine.handle(Received(b"a", PlaceDemand(1, "a", CPU, 1)), 0)
-    assert answer.message.feasible is False
+    assert placed(machine, PlaceDemand(1, "a", CPU, 1), YOUNG_NS - 1).feasible, "it may not know everybody yet"
+    assert not placed(machine, PlaceDemand(1, "a", CPU, 1), 2 * YOUNG_NS).feasible
