@@ -7,6 +7,7 @@ Dialogs::
     borrower -> owner    HoldObjects             -> HoldsRegistered     before the sender of a ref lets go of it
     borrower -> owner    ReleaseObjects
     borrower -> owner    ResolveObjects          -> ObjectResolved, one by one, when each has a value
+    node -> session      HoldersDied             -> OrphansRead, if it has a cookie
     session -> node      CheckProcesses          -> HoldersDied, if any of them is gone
 
     session -> node      RequestExtent           -> ExtentGranted | ExtentRefused
@@ -233,11 +234,12 @@ class ChunksHeld(Message, tag=123):
 
 class HoldersDied(Message, tag=120):
     """node -> its sessions and the other nodes. These processes are gone, and all that lived at these ``homes`` (what
-    the endpoints of one node's processes have in common): forget their holds, fail what you wait for from them, free
-    what they owned."""
+    the endpoints of one node's processes have in common): forget their holds, fail what you wait for from them. With a
+    ``cookie`` a session answers with OrphansRead; nodes send none to each other."""
 
     processes: list[str]
     homes: tuple[str, ...] = ()
+    cookie: int = 0
 
     def covers(self, process: str, home: str) -> bool:
         """Whether this says that ``process``, which lived at ``home``, is gone."""
@@ -256,7 +258,16 @@ class CheckProcesses(Message, tag=128):
     processes: list[tuple[str, str]]
 
 
+class OrphansRead(Message, tag=129):
+    """session -> node. Answers HoldersDied with the same ``cookie``. Of the objects that dead processes owned I still
+    read these, in this node's arena; I send ObjectsFreed for each when I do not any more. Cookie 0: nobody asked, I
+    have got them from another reader."""
+
+    cookie: int
+    objects: list[bytes]
+
+
 MESSAGES = (HoldObjects, HoldsRegistered, ReleaseObjects, ResolveObjects, ObjectResolved, RequestExtent, ExtentGranted,
             ExtentRefused, ReturnExtents, ObjectsSealed, ObjectsFreed, RangesFreed, FetchObject, ObjectFetched,
             FetchFailed, RequestManifest, Manifest, ObjectUnknown, RequestChunks, Chunk, HoldersDied, SurplusWanted,
-            CheckProcesses, WithdrawRequest, ChunksRefused, ChunksHeld)
+            CheckProcesses, OrphansRead, WithdrawRequest, ChunksRefused, ChunksHeld)

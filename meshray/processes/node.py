@@ -42,6 +42,7 @@ from meshray.processes.node_events import (
     WorkerForkFailed,
 )
 from meshray.processes.node_keys import NodeKeys
+from meshray.processes.node_lifetimes import Lifetimes
 from meshray.processes.node_sessions import NodeSessions
 from meshray.processes.revival import Revival
 from meshray.processes.supervision import Supervisor
@@ -92,6 +93,7 @@ class NodeMachine:
         self.gcs = gcs
         self.total = {name: int(amount * UNITS_PER_ONE) for name, amount in settings.resources.items()}
         self.sessions = NodeSessions(self)
+        self.lifetimes = Lifetimes(self)
         self.members = self.sessions.members
         self.peers: dict[str, str] = {}
         """Other nodes: id -> endpoint."""
@@ -115,11 +117,12 @@ class NodeMachine:
             state.Description: self.describer.described,
             ShardDescribed: self.describer.shard_described,
             state.StopCluster: self._stop,
-            objects.ObjectsFreed: self._objects_freed,
-            objects.HoldersDied: self._holders_died,
-            objects.CheckProcesses: self.sessions.check_living,
+            objects.ObjectsFreed: self.lifetimes.objects_freed,
+            objects.HoldersDied: self.lifetimes.holders_died,
+            objects.CheckProcesses: self.lifetimes.check_living,
             key_messages.ChangeKey: self.keys.change,
             key_messages.AskWay: self.keys.way,
+            objects.OrphansRead: self.lifetimes.orphans_read,
             state.LogLines: lambda event, now_ns: self._deliver_lines(event.message),
         }
         self._by_event: dict[type, Callable[[Any, int], list[Any]]] = {
@@ -165,7 +168,8 @@ class NodeMachine:
     def deadline_ns(self) -> int | None:
         """When ``Tick`` is due next."""
         deadlines = [self.scheduler.deadline_ns(), self.store.deadline_ns(), self.gcs.deadline_ns(),
-                     self.describer.deadline_ns(), self.sessions.deadline_ns(), self._supervisor.deadline_ns()]
+                     self.describer.deadline_ns(), self.sessions.deadline_ns(), self._supervisor.deadline_ns(),
+                     self.lifetimes.deadline_ns()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _tick(self, event: Tick, now_ns: int) -> list[Any]:
@@ -174,6 +178,7 @@ class NodeMachine:
         effects += self._gcs_done(self.gcs.handle(event, now_ns), now_ns)
         effects += self.describer.tick(now_ns)
         effects += self.sessions.tick(now_ns)
+        effects += self.lifetimes.tick(now_ns)
         return effects + self._supervisor.tick(now_ns)
 
     def check(self) -> None:
@@ -190,7 +195,7 @@ class NodeMachine:
         """Return the effects of the node's birth: its row, the first workers, the first heartbeat."""
         row = tables.NodeRow(self.node, self.settings.node_name, self.endpoint, self.total, pid=self.pid,
                              arena_bytes=self.settings.object_store_bytes, life=self.settings.life)
-        self.sessions.begin(now_ns)
+        self.lifetimes.begin(now_ns)
         effects = self.write([Op(tables.NODE, self.node.encode(), tables.encode(row))], now_ns)
         if self.settings.embedded_pid:
             effects.append(WatchDriver(self.settings.embedded_pid))
@@ -286,9 +291,6 @@ class NodeMachine:
                 return [Send(member.route, messages.Leave(effect.reason))]
         return [KillWorker(effect.name)]
 
-    def _holders_died(self, event: Received, now_ns: int) -> list[Any]:
-        return self.sessions.died(event.message, now_ns) + self.schedule(event, now_ns)
-
     def _undeliverable(self, event: Undeliverable, now_ns: int) -> list[Any]:
         effects = self._scheduled(self.scheduler.handle(event, now_ns), now_ns)
         return effects + self._gcs_done(self.gcs.handle(event, now_ns), now_ns)
@@ -313,9 +315,9 @@ class NodeMachine:
     def _peer_gone(self, node: str, now_ns: int) -> list[Any]:
         effects = self.store.handle(HolderGone(node), now_ns)
         if node in self.peers:
-            effects += self.sessions.died(objects.HoldersDied([], self.homes(node)), now_ns)
+            homes = self.homes(node)
             del self.peers[node]
-            effects.append(Disconnect(node))
+            effects += [Disconnect(node), *self.lifetimes.node_gone(node, homes, now_ns)]
         return effects
 
     def homes(self, node: str) -> tuple[str, ...]:
@@ -331,13 +333,6 @@ class NodeMachine:
     def to_named(self, name: str, endpoint: str, message: Any) -> list[Any]:
         """Return the effects of sending to a process at a known endpoint."""
         return [Connect(name, endpoint), Send(route_to(name), message)]
-
-    def _objects_freed(self, event: Received, now_ns: int) -> list[Any]:
-        message: objects.ObjectsFreed = event.message
-        effects = self.store.handle(event, now_ns)
-        if message.node and message.node != self.node:
-            effects += self.to_peer(message.node, message)
-        return effects
 
     def _service_exited(self, event: ServiceExited, now_ns: int) -> list[Any]:
         """One of our services ended. If it was a server of the control store, its masters need not wait for silence."""

@@ -23,7 +23,6 @@ from meshray import config
 from meshray.gcs import tables
 from meshray.gcs.requests import Answered
 from meshray.machine import Received, Send, Stop
-from meshray.messages import objects
 from meshray.messages.gcs import Op
 from meshray.messages.node import Death, Register, Registered, RegisterRefused, Unregistered
 from meshray.processes.node_events import (
@@ -36,8 +35,8 @@ from meshray.processes.node_events import (
     WorkerForkFailed,
 )
 from meshray.sched import events as sched_events
-from meshray.store.events import OwnerGone, SessionGone
-from meshray.transport.endpoints import Via, home_of, process_of
+from meshray.store.events import SessionGone
+from meshray.transport.endpoints import Via
 from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
@@ -73,20 +72,18 @@ class NodeSessions:
         self._node = node
         self._jobs = 0
         self.members: dict[str, Member] = {}
-        self._known_ns = 0
-        """From when on a node that this one does not know counts as gone."""
         self._left: dict[int, list[int]] = {}
         """Pin slots of drivers that left, by the process that lives on."""
         self._starting: dict[str, int] = {}
         """Workers forked or about to be that have not registered: name -> deadline."""
 
-    def begin(self, now_ns: int) -> None:
-        """The node starts now, and knows nobody yet."""
-        self._known_ns = now_ns + config.SUSPICION_NS
-
     def expect(self, name: str, now_ns: int) -> None:
         """A worker of that name will be forked."""
         self._starting[name] = now_ns + config.WORKER_START_TIMEOUT_NS
+
+    def is_expected(self, name: str) -> bool:
+        """Whether a process lives here, or is about to."""
+        return name in self.members or name in self._starting
 
     def deadline_ns(self) -> int | None:
         """When ``tick`` is due."""
@@ -220,36 +217,7 @@ class NodeSessions:
         effects = node.store.handle(SessionGone(member.name, member.route), now_ns)
         effects += node.describer.gone(member.name)
         node.actors.forget(member.route)
-        gone = objects.HoldersDied([member.name])
-        effects += self.died(gone, now_ns)
-        return effects + [effect for peer in node.peers for effect in node.to_peer(peer, gone)]
-
-    def died(self, message: objects.HoldersDied, now_ns: int) -> list[Any]:
-        """Processes of this or another node are gone: free what they owned, tell those who refer to it or held it."""
-        store = self._node.store
-        owners = [owner for owner in store.directory.owners() if message.covers(process_of(owner), home_of(owner))]
-        effects = [effect for owner in owners for effect in store.handle(OwnerGone(owner), now_ns)]
-        return effects + [Send(member.route, message) for member in self.members.values()]
-
-    def check_living(self, event: Received, now_ns: int) -> list[Any]:
-        """Somebody hears nothing from these processes: say which of them are gone, or ask their nodes."""
-        node = self._node
-        dead: list[str] = []
-        elsewhere: dict[str, list[tuple[str, str]]] = {}
-        for name, endpoint in event.message.processes:
-            home = home_of(endpoint)
-            if home in node.homes(node.node):
-                if name not in self.members and name not in self._starting:
-                    dead.append(name)
-                continue
-            peer = next((peer for peer in node.peers if home in node.homes(peer)), None)
-            if peer is not None:
-                elsewhere.setdefault(peer, []).append((name, endpoint))
-            elif now_ns >= self._known_ns:
-                dead.append(name)
-        effects = [effect for peer, processes in elsewhere.items()
-                   for effect in node.to_peer(peer, objects.CheckProcesses(processes))]
-        return [*effects, Send(event.route, objects.HoldersDied(dead))] if dead else effects
+        return effects + node.lifetimes.process_gone(member.name, now_ns)
 
 
 def death_text(event: WorkerExited) -> str:

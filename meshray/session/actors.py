@@ -225,6 +225,7 @@ class Actors:
         link.outstanding.clear()
         kept = []
         for task in lost:
+            self._session.outcomes.lost_at(task, link.node)
             if task.state == CANCELLED or task.retries_left == 0:
                 self._fail(task, failures.encode_death("actor_unavailable", f"{link.name}.{task.method}",
                                                        death, task.attempt))
@@ -245,6 +246,7 @@ class Actors:
             self._session.forget_peer(link.worker)
             link.worker, link.route = "", b""
         for task in list(link.outstanding.values()):
+            self._session.outcomes.lost_at(task, link.node)
             self._fail(task, link.error)
         link.outstanding.clear()
         self.pump(link)

@@ -344,6 +344,7 @@ class Executor:
         if self.actor is not None:
             self.actor.callers_died(gone)
         for route in gone:
+            self.session.references.holds.dead[name_of(route)] = None
             del self.endpoints[route]
 
     def retire(self) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -53,6 +54,8 @@ class Objects:
         self._session = session
         self.dropped: deque[Any] = deque()
         """Own stored objects whose last reference died (appended by ``Stored.__del__``)."""
+        self.orphans: deque[Any] = deque()
+        """Stored objects of dead owners whose last reference died here; the node keeps them until then."""
         self._fetching: dict[bytes, list[tuple[ObjectRef, list[ExtentRefused | None]]]] = {}
         self._unsealed: deque[weakref.ref[ObjectRef]] = deque()
         self._survey_ns = 0
@@ -135,6 +138,22 @@ class Objects:
             self._freed_bytes = 0
             self._session.later(self.send_freed)
 
+    def free_at(self, objects: Sequence[bytes], node: str) -> None:
+        """Free objects at a node where they may lie without our having heard of it. (leader)"""
+        self._freed.extend((node, identity) for identity in objects)
+
+    def keep_orphan(self, ref: ObjectRef) -> bool:
+        """The owner of ``ref`` is gone: read it on if it is here. Return whether it is. (leader)"""
+        stored: Stored = ref._value
+        if stored.is_here(self._session.node):
+            stored.dropped = self.orphans
+            return True
+        return False
+
+    def _free_orphans(self) -> None:
+        while self.orphans:
+            self._freed.append((self._session.node, self.orphans.popleft().object))
+
     @property
     def waiting(self) -> bool:
         """Whether ``send_freed`` has something to send."""
@@ -166,7 +185,9 @@ class Objects:
 
     def _view(self, ref: ObjectRef, keep_cpu: bool = False) -> tuple[Any, list[memoryview]]:
         session = self._session
-        stored: Stored = ref._value
+        stored = ref._value
+        if type(stored) is not Stored:
+            raise failures.decode(stored)  # its owner died a moment ago
         while True:
             location = stored.local or stored.location
             if location.node == session.node:
@@ -211,7 +232,9 @@ class Objects:
         """The object cannot be had, for want of room now, or for ever. (leader)"""
         for ref, answer in self._fetching.pop(message.object, ()):
             if message.refused is None:
-                fail(ref, failures.encode_system("lost", f"object {message.object.hex()} is lost: {message.reason}"))
+                dead = ref._owner is not None and ref._owner.owner in self._session.references.holds.dead
+                kind, reason = ("owner_died", "its owner died") if dead else ("lost", message.reason)
+                fail(ref, failures.encode_system(kind, f"object {message.object.hex()} is lost: {reason}"))
             answer.append(message.refused)
 
     # --- time ----------------------------------------------------------------------------------------------------
@@ -220,6 +243,8 @@ class Objects:
         """Free what died, tell the node of objects that stay. (leader)"""
         if self.dropped:
             self.free_dropped()
+        if self.orphans:
+            self._free_orphans()
         if now_ns >= self._survey_ns:
             self._survey_ns = now_ns + config.LINEAGE_FLUSH_NS
             self.seal_survivors()

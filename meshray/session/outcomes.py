@@ -149,6 +149,8 @@ class Outcomes:
     def _succeed(self, task: Task, values: list[Value] | None, held: list[tuple[int, Cookies]]) -> None:
         task.state = FINISHED
         task.pins = task.slots = task.lease = None
+        if task.lost_at:
+            self._free_lost(task, values)
         returns, task.returns = task.returns, []
         if isinstance(returns, ObjectRef):
             if values is None:
@@ -190,6 +192,8 @@ class Outcomes:
         """The worker of ``task`` died before it answered. (leader)"""
         if task.seq not in self.pending:
             return
+        if task.lease is not None:
+            self.lost_at(task, task.lease.node)
         if task.state == CANCELLED:
             self.pending.pop(task.seq, None)
             self.fail(task, failures.encode_death("worker_died", task.klass.name, death, task.attempt))
@@ -201,12 +205,26 @@ class Outcomes:
             self.pending.pop(task.seq, None)
             self.fail(task, failures.encode_death("worker_died", task.klass.name, death, task.attempt))
 
+    def lost_at(self, task: Task, node: str) -> None:
+        """The worker that had ``task`` died on ``node``, perhaps after it had stored the result. (leader)"""
+        task.lost_at = {*(task.lost_at or ()), node}
+
+    def _free_lost(self, task: Task, values: list[Value] | None) -> None:
+        """Free what earlier attempts may have stored. Not sooner: a free that finds nothing waits for the object, and
+        would meet that of the next attempt."""
+        kept = {value.location.node for value in values or () if value.location is not None}
+        returns = [task.returns] if isinstance(task.returns, ObjectRef) else task.returns
+        for node in (task.lost_at or set()) - kept:
+            self._session.objects.free_at([ref.binary() for ref in returns], node)
+
     def fail(self, task: Task, error: bytes) -> None:
         """Give all returns of ``task`` a failure. (leader)"""
         task.state = FINISHED
         if task.pins or task.slots:
             self._session.references.holds.linger((task.pins, task.slots))
         task.pins = task.slots = task.lease = None
+        if task.lost_at:
+            self._free_lost(task, None)
         returns = [task.returns] if isinstance(task.returns, ObjectRef) else task.returns
         task.returns = []
         for ref in returns:

@@ -46,6 +46,8 @@ class Task(msgspec.Struct, eq=False):
     order: int = 0
     group: str | None = None
     retry_exceptions: bytes | None = None
+    lost_at: set[str] | None = None
+    """Nodes whose worker died with this task: a result may lie there that nobody has heard of."""
     submitted_ns: int = 0
     parent_seq: int = 0
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from meshray import config, failures, serialization
-from meshray.messages.objects import HoldersDied, ObjectResolved, ResolveObjects
+from meshray.messages.objects import HoldersDied, ObjectResolved, OrphansRead, ResolveObjects
 from meshray.messages.tasks import Argument, RefInfo, TaskEntry, Value
 from meshray.object_ref import DATA, FAILED, PENDING, READY, STORED, ObjectRef
 from meshray.session.holds import Cookies, Holds
@@ -144,12 +144,15 @@ class References:
                    and ref._owner is not None
                    and message.covers(ref._owner.owner, home_of(ref._owner.endpoint))]
         self.holds.dead.update(dict.fromkeys(ref._owner.owner for ref in orphans))
+        read = [ref.binary() for ref in orphans if ref._state == STORED and self._session.objects.keep_orphan(ref)]
         self._lose(orphans, "its owner died", "owner_died")
+        if message.cookie:
+            self._session.to_node(OrphansRead(message.cookie, read))
 
     def _lose(self, refs: Iterable[ObjectRef], reason: str, kind: str) -> None:
         for ref in refs:
             self._resolving.pop(ref.binary(), None)
-            if ref._state == PENDING:
+            if ref._state == PENDING or (ref._state == STORED and not ref._value.is_here(self._session.node)):
                 fail(ref, failures.encode_system(kind, f"object {ref.hex()} is lost: {reason}"))
                 self._session.outcomes.completed(ref)
 
@@ -233,6 +236,15 @@ class References:
             cookies = self.holds.hold(ref._contains, ref)
         fill(ref, value, self._session.objects.dropped if owned else None)
         return cookies
+
+    def filled(self, ref: ObjectRef) -> None:
+        """A borrowed reference has got its value with a call's arguments. Any thread."""
+        if ref._owner.owner in self.holds.dead:
+            self._session.later(lambda: self._adopt(ref))
+
+    def _adopt(self, ref: ObjectRef) -> None:
+        if ref._state == STORED and self._session.objects.keep_orphan(ref):
+            self._session.to_node(OrphansRead(0, [ref.binary()]))
 
     # --- time ----------------------------------------------------------------------------------------------------
 

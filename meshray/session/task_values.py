@@ -55,6 +55,7 @@ class TaskValues:
         blob = references.restore(object_id(task, ARGUMENTS_RETURN), name_of(route), endpoint)
         if blob._state == PENDING:
             fill(blob, Value(None, entry.args_location), None)
+            references.filled(blob)
         anchors.append(blob)
         return self._session.objects.read_arguments(blob, slots)
 
@@ -85,11 +86,14 @@ class TaskValues:
         if ref._state == PENDING:
             ref._contains = inner
             fill(ref, value, None)
+            references.filled(ref)
         anchors.append(ref)
         return self._session.objects.read(ref, keep_cpu=True)
 
     def result(self, route: bytes, seq: int, context: TaskContext, value: Any, num_returns: int) -> TaskResult:
-        """Return the encoded return values of a task."""
+        """Return the encoded return values of a task; None in their place if nobody waits for them any more."""
+        if name_of(route) in self._session.references.holds.dead:
+            return TaskResult(seq)
         if num_returns == 1:
             values = [self._value(route, seq, object_id(context.task, 0), value)]
         elif num_returns == 0:

@@ -33,6 +33,10 @@ class Stored:
         self.owned = dropped is not None
         self.dropped = dropped
 
+    def is_here(self, node: str) -> bool:
+        """Whether it can be read in the arena of ``node``."""
+        return self.local is not None or self.location.node == node
+
     def __del__(self) -> None:
         if self.dropped is not None:
             self.dropped.append(_Ghost(self))  # type: ignore[arg-type]

@@ -17,12 +17,6 @@ class SessionGone(msgspec.Struct, frozen=True, gc=False):
     route: bytes
 
 
-class OwnerGone(msgspec.Struct, frozen=True, gc=False):
-    """Event: the process whose endpoint is ``owner`` is gone and nobody else holds its objects; they are freed."""
-
-    owner: str
-
-
 class HolderGone(msgspec.Struct, frozen=True, gc=False):
     """Event: the node ``node`` was given up; nothing can be pulled from it."""
 

@@ -37,7 +37,6 @@ from meshray.store.events import (
     ObjectDigested,
     ObjectRestored,
     ObjectSpilled,
-    OwnerGone,
     PopulateRange,
     RangePopulated,
     RestoreObject,
@@ -105,8 +104,6 @@ class StoreService:
 
     def handle(self, event: Any, now_ns: int) -> list[Any]:
         """Take one event, return its effects in order. An event that is not of the store has none."""
-        if type(event) is OwnerGone:
-            event = Received(b"", objects.ObjectsFreed(self.directory.objects_of(event.owner)))
         kind = type(event.message) if type(event) is Received else type(event)
         if kind is objects.ObjectsFreed and not event.message.node:
             known = [object_ for object_ in event.message.objects if self._knows(object_)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from meshray.messages.node import ActorChanged, WatchActor
@@ -22,6 +23,8 @@ class FakeSession:
         self.told: list[Any] = []
         self.outcomes = Outcomes(self)  # type: ignore[arg-type]
         self.references: Any = None
+        self.objects = SimpleNamespace(free_at=lambda objects, node: self.freed.append((objects, node)))
+        self.freed: list[tuple[list[bytes], str]] = []
 
     def send(self, route: bytes, message: Any) -> bool:
         self.sent.append(message)

@@ -14,7 +14,7 @@ from meshray.messages.objects import (
     Sealed,
     SurplusWanted,
 )
-from meshray.store.events import ObjectDigested, OwnerGone, Revoke
+from meshray.store.events import ObjectDigested, Revoke
 from meshray.store.service import ACCEPTS, StoreService
 
 
@@ -32,14 +32,14 @@ def test_every_message_that_is_sent_to_a_node_about_the_arena_is_accepted() -> N
     assert not {kind.__name__ for kind in ACCEPTS} & to_sessions_or_owners
 
 
-def test_an_owner_that_is_gone_frees_its_objects_here_and_where_they_were_copied_to() -> None:
+def test_what_is_freed_here_is_freed_where_it_was_copied_to() -> None:
     store = service()
     (granted,) = store.handle(Received(b"s", RequestExtent(1, 0)), 1)
     assert isinstance(granted.message, ExtentGranted)
     store.handle(Received(b"s", ObjectsSealed([Sealed(b"x", 0, 10, "driver"), Sealed(b"y", 64, 10, "other")])), 1)
     store.handle(Received(b"peer", RequestManifest(b"x")), 1)
     store.handle(ObjectDigested(b"x", 0, bytes(32)), 1)
-    freed = store.handle(OwnerGone("driver"), 2)
+    freed = store.handle(Received(b"", ObjectsFreed(store.directory.objects_of("driver"))), 2)
     assert freed == [Revoke([b"x"]), Send(b"peer", ObjectsFreed([b"x"])), Send(b"s", objects.RangesFreed([(0, 10)]))]
     assert store.statistics()["sealed"] == 1
     store.check()

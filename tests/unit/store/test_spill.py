@@ -21,7 +21,6 @@ from meshray.messages.objects import (
 from meshray.messages.tasks import Location
 from meshray.store.events import (
     DropChunks,
-    OwnerGone,
     RestoreObject,
     SessionGone,
     SpillObject,
@@ -216,7 +215,7 @@ def test_freed_on_disk_and_freed_on_the_way_back() -> None:
     bench.give_back(bench.spilled())
     bench.fetch(b"o1")
     bench.give_back(bench.spilled())
-    bench.event(OwnerGone("ipc://owner"))
+    bench.tell(A, ObjectsFreed(bench.directory.objects_of("ipc://owner")))
     heard = bench.restored()
     assert [(route, message.lost) for route, message in heard if isinstance(message, FetchFailed)] == [(B, True)]
     assert bench.store.statistics()["spilled_bytes"] == 0
