@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from meshray.gcs.client import GcsClient
+from meshray.gcs.client import ANSWERS, GcsClient
 from meshray.gcs.requests import Answered
 from meshray.machine import Connect, Disconnect, Received, Send, Tick, Undeliverable
 from meshray.messages.gcs import Op
@@ -42,9 +42,9 @@ class Unanswered(TimeoutError):
 class Caller:
     """A client of the control store. ``others`` takes the effects that are not answers."""
 
-    def __init__(self, name: str, directory: str, shards: list[Shard]) -> None:
+    def __init__(self, name: str, directory: str, shards: list[Shard], *, peers: Peers | None = None) -> None:
         self.client = GcsClient(name, shards)
-        self.peers = Peers(name, ipc_endpoint(directory, name + ".sock"))
+        self.peers = peers or Peers(name, ipc_endpoint(directory, name + ".sock"))
         self.others: list[Any] = []
         self._answers: dict[int, Answered] = {}
 
@@ -71,7 +71,9 @@ class Caller:
             wait_ms = max(0, min(wait_ms, -(-(deadline_ns - time.monotonic_ns()) // 1_000_000)))
         ready = self.peers.wait(wait_ms)
         for parts in self.peers.receive(100, ready=ready) if ready else ():
-            self.perform(self.client.handle(Received(parts[0], decode(parts[1])), time.monotonic_ns()))
+            message = decode(parts[1])
+            if isinstance(message, ANSWERS):
+                self.perform(self.client.handle(Received(parts[0], message), time.monotonic_ns()))
         if deadline_ns is not None and deadline_ns <= time.monotonic_ns():
             self.perform(self.client.handle(Tick(), time.monotonic_ns()))
 
