@@ -40,6 +40,8 @@ class Commits:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.version = self.epoch = 0
+        """The last version that is committed, and the newest epoch of a tail that was seen."""
         self._by_version: dict[int, Entry] = {}
         self._writes: Counter[tuple[str, int]] = Counter()
 
@@ -54,6 +56,7 @@ class Commits:
             return
         self._by_version[entry.version] = entry
         self.entries.append(entry)
+        self.version = max(self.version, entry.last)
         if entry.client:
             self._writes[(entry.client, entry.sequence)] += 1
             if self._writes[(entry.client, entry.sequence)] > 1:

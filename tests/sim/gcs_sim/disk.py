@@ -2,58 +2,84 @@
 
 *Pure.* Runs in simulation tests.
 
-1. What a turn persists is there as a whole or not at all.
+1. What a turn persists is there as a whole or not at all, in the order of its effects.
 2. It survives its process, unless it is wiped. A full disk takes nothing, and fails the process that tries.
-3. ``log`` is the history of entries that were made durable here since the disk was new.
+3. ``log`` is the history of entries that were made durable here since the disk was new, or since a joiner emptied it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from meshray.gcs import limits
-from meshray.gcs.log import ClientRecord, Entry, Facts, Persist, Persisted, Recovered
+from meshray.gcs.log import (
+    ClientRecord,
+    Entry,
+    Facts,
+    KeepVote,
+    MarkWhole,
+    Persist,
+    Persisted,
+    Recovered,
+    Vote,
+    WipeDisk,
+)
 from meshray.gcs.storage import StorageFailed
 from meshray.messages.gcs import Row
 
-DURABLE = (Persist,)
+DURABLE = (Persist, WipeDisk, MarkWhole, KeepVote)
 """Effects that a disk takes."""
 
 
 class Disk:
-    """One member's disk. ``noted`` is told of every entry that becomes durable."""
+    """One server's disk. ``vote`` is what an acceptor finds on it. ``founding``: it is new because its cluster is, so
+    that nothing can have been lost with an earlier one."""
 
-    def __init__(self, noted: Callable[[Entry], None] = lambda entry: None) -> None:
-        self.noted = noted
+    def __init__(self, *, founding: bool = False) -> None:
         self.full = False
         self.wipe()
+        self.whole = founding
+        self.vote = Vote(votes=founding)
 
     def wipe(self) -> None:
-        """Lose everything."""
+        """Lose everything, also what an acceptor promised."""
+        self.vote = Vote()
+        self._empty()
+
+    def _empty(self) -> None:
         self.tables: dict[str, dict[bytes, tuple[int, bytes]]] = {}
         self.clients: dict[str, ClientRecord] = {}
         self.log: list[Entry] = []
-        self.epoch = 0
+        self.epoch = self.version = 0
+        self.whole = False
 
     @property
     def recovered(self) -> Recovered:
         """What a process finds here when it starts."""
-        return Recovered(self.epoch, self.log[-1].last if self.log else 0, dict(self.clients))
+        return Recovered(self.epoch, self.version, dict(self.clients), self.whole)
 
     def persist(self, effects: list[Any]) -> list[Any]:
         """Take what must be durable; return the rest, and what became durable. Raise StorageFailed."""
-        persists = [effect for effect in effects if type(effect) is Persist]
-        if not persists:
+        mine = [effect for effect in effects if type(effect) in DURABLE]
+        if not mine:
             return effects
         if self.full:
             raise StorageFailed("the simulated disk is full")
-        for persist in persists:
-            self.epoch = persist.epoch
-            self._apply(persist.entry)
-        for persist in persists:
-            self.noted(persist.entry)
-        return [*(effect for effect in effects if type(effect) is not Persist), Persisted(len(persists))]
+        persisted = 0
+        for effect in mine:
+            match effect:
+                case Persist(entry=entry, epoch=epoch):
+                    persisted += 1
+                    self.epoch = epoch
+                    self._apply(entry)
+                case WipeDisk():
+                    self._empty()
+                case MarkWhole(epoch=epoch):
+                    self.whole, self.epoch = True, epoch
+                case KeepVote(vote=vote):
+                    self.vote = vote
+        rest = [effect for effect in effects if type(effect) not in DURABLE]
+        return [*rest, Persisted(persisted)] if persisted else rest
 
     def get(self, table: str, key: bytes) -> tuple[int, bytes] | None:
         """Return (version, value) of a row, or None."""
@@ -74,10 +100,12 @@ class Disk:
     def state(self) -> dict[str, Any]:
         """Return everything that replicas must have in common."""
         tables = {table: rows for table, rows in self.tables.items() if rows}
-        return {"tables": tables, "clients": self.clients, "version": self.log[-1].last if self.log else 0}
+        return {"tables": tables, "clients": self.clients, "version": self.version}
 
     def _apply(self, entry: Entry) -> None:
-        self.log.append(entry)
+        if entry.count or entry.forgotten:
+            self.log.append(entry)
+        self.version = entry.last
         for table, key, version, value in entry.rows:
             rows = self.tables.setdefault(table, {})
             if value is None:
@@ -86,5 +114,6 @@ class Disk:
                 rows[key] = (version, value)
         if entry.client:
             self.clients[entry.client] = ClientRecord(entry.sequence, entry.version, entry.refused)
+        self.clients.update(entry.records)
         for client in entry.forgotten:
             self.clients.pop(client, None)

@@ -3,8 +3,8 @@
 *Pure.* Runs in simulation tests.
 
 1. Each direction of each pair is a link of its own; a link may be cut, also in one direction only.
-2. Every message has its own delay, so messages of one link overtake each other. ZeroMQ keeps their order on one
-   connection, but a connection may be replaced by another: what holds here holds there.
+2. Messages of one link stay in order, as on one connection of ZeroMQ; in weather that ``reorders`` they overtake each
+   other, as when a connection is replaced by another and what was on the old one comes late.
 3. A message to a process that is down is lost, or kept for its next life, as a pipe that reconnects keeps it.
 """
 
@@ -30,6 +30,7 @@ class Weather(msgspec.Struct):
     delay_ns: int = 200 * MICROSECOND_NS
     slow_ns: int = 20 * MILLISECOND_NS
     kept: float = 0.5
+    reorders: bool = False
 
 
 CALM = Weather()
@@ -44,6 +45,8 @@ class Network:
         self.cut: set[tuple[str, str]] = set()
         self.sent = self.lost = 0
         self._schedule, self._random = schedule, source
+        self._last_ns: dict[tuple[str, str], int] = {}
+        """When the last message of a link arrives."""
 
     def post(self, sender: str, to: str, route: bytes, message: Any) -> None:
         """Send ``message`` from ``sender`` to ``to``, who receives it on ``route``."""
@@ -57,7 +60,12 @@ class Network:
                 self.lost += 1
                 continue
             longest_ns = weather.slow_ns if weather.slow and chance() < weather.slow else weather.delay_ns
-            self._schedule.after(1 + int(chance() * longest_ns), self._arrive, sender, to, route, message)
+            delay_ns = 1 + int(chance() * longest_ns)
+            if not weather.reorders:
+                now_ns = self._schedule.now_ns
+                delay_ns = max(delay_ns, self._last_ns.get((sender, to), 0) - now_ns)
+                self._last_ns[(sender, to)] = now_ns + delay_ns
+            self._schedule.after(delay_ns, self._arrive, sender, to, route, message)
 
     def divide(self, left: set[str], right: set[str], *, one_way: bool = False) -> None:
         """Cut every link from ``left`` to ``right``, and back unless ``one_way``."""

@@ -17,23 +17,28 @@ from collections.abc import Callable
 from typing import Any
 
 from meshray.config import SECOND_NS
+from meshray.gcs.log import SendUnderLease
 from meshray.gcs.storage import StorageFailed
 from meshray.machine import Connect, Disconnect, Received, Send, Stop, Tick, Undeliverable
+from tests.sim.gcs_sim.history import Violation
 from tests.sim.gcs_sim.network import MICROSECOND_NS, Network
 from tests.sim.gcs_sim.schedule import Clock, Schedule
 
 TURN_NS = 50 * MICROSECOND_NS
 """A turn begins at most so long after the first message has come."""
 
+SPINS_MAX = 200
+"""Turns in a row that a machine may want at once."""
+
 
 class Process:
-    """One process. ``boot`` makes its machine at each start; ``perform`` acts on effects that the network does not
-    know, and returns events; ``durable`` are the effects that ``persist`` makes durable."""
+    """One process. ``boot`` makes its machine at each start, and its first effects; ``perform`` acts on effects that
+    the network does not know, and returns events; ``durable`` are the effects that ``persist`` makes durable."""
 
     def __init__(
         self, name: str, *, schedule: Schedule, network: Network, source: random.Random, clock: Clock,
-        boot: Callable[[int], Any], perform: Callable[[Any], list[Any]], persist: Callable[[list[Any]], list[Any]],
-        durable: tuple[type, ...] = (),
+        boot: Callable[[int], tuple[Any, list[Any]]], perform: Callable[[Any], list[Any]],
+        persist: Callable[[list[Any]], list[Any]], durable: tuple[type, ...] = (),
     ) -> None:
         self.name, self.clock = name, clock
         self.machine: Any = None
@@ -42,8 +47,11 @@ class Process:
         """Chances of a crash, and of a freeze, inside a turn that persists something."""
         self.freeze_max_ns = SECOND_NS
         self.sends_first = False
-        """Broken on purpose: messages leave before the turn is persisted."""
+        self.ignores_leases = False
+        """Broken on purpose: messages leave before the turn is persisted; answers leave after the lease."""
         self.ended: Callable[[Process, str], None] = lambda process, reason: None
+        self.turned: Callable[[Process], None] = lambda process: None
+        """Told after every turn that it survived."""
         self._schedule, self._network, self._random = schedule, network, source
         self._boot, self._perform, self._persist, self._durable = boot, perform, persist, durable
         self._inbox: list[Received] = []
@@ -52,6 +60,7 @@ class Process:
         self._frozen_until_ns = 0
         self._turn_due = False
         self._wake_ns: int | None = None
+        self._spins = 0
         network.processes[name] = self
 
     @property
@@ -70,9 +79,10 @@ class Process:
             self.lives += 1
             self._routes.clear()
             self._frozen_until_ns = 0
-            self.machine = self._boot(self.clock.now_ns())
             self._turn_due = False
             self._wake_ns = None
+            self.machine, effects = self._boot(self.clock.now_ns())
+            self._apply(effects)
             self._arm()
             if self._inbox:
                 self._soon()
@@ -147,6 +157,7 @@ class Process:
             effects = self._perform_all(effects, now_ns)
         if life == self._life and self.machine is not None:
             self.machine.check()
+            self.turned(self)
 
     def _perform_all(self, effects: list[Any], now_ns: int) -> list[Any]:
         """Act on the effects; return those of the events that this causes."""
@@ -154,7 +165,9 @@ class Process:
         for effect in effects:
             kind = type(effect)
             if kind is Send:
-                events += self._send(effect)
+                events += self._send(effect.to, effect.message)
+            elif kind is SendUnderLease:
+                events += self._send_under_lease(effect)
             elif kind is Connect:
                 self._routes.add(b">" + effect.name.encode())
             elif kind is Disconnect:
@@ -170,19 +183,24 @@ class Process:
                 following += self.machine.handle(event, now_ns)
         return following
 
-    def _send(self, effect: Send) -> list[Any]:
+    def _send_under_lease(self, effect: SendUnderLease) -> list[Any]:
+        """Look at the clock when the freeze ends that came in the middle of this turn."""
+        thawed_ns = self.clock.now_ns() + int(max(0, self._frozen_until_ns - self._schedule.now_ns) * self.clock.rate)
+        return self._send(effect.to, effect.message) if thawed_ns < effect.until_ns or self.ignores_leases else []
+
+    def _send(self, to: bytes, message: Any) -> list[Any]:
         """Send now, or when the freeze ends that came in the middle of this turn."""
-        out = effect.to.startswith(b">")
-        name = effect.to.removeprefix(b">").decode()
+        out = to.startswith(b">")
+        name = to.removeprefix(b">").decode()
         peer = self._network.processes.get(name)
-        if effect.to not in self._routes or (not out and (peer is None or not peer.is_up)):
-            return [Undeliverable(effect.to, effect.message)]
+        if to not in self._routes or (not out and (peer is None or not peer.is_up)):
+            return [Undeliverable(to, message)]
         route = self.name.encode() if out else b">" + self.name.encode()
         wait_ns = self._frozen_until_ns - self._schedule.now_ns
         if wait_ns > 0:
-            self._schedule.after(wait_ns, self._late, self._life, name, route, effect.message)
+            self._schedule.after(wait_ns, self._late, self._life, name, route, message)
         else:
-            self._network.post(self.name, name, route, effect.message)
+            self._network.post(self.name, name, route, message)
         return []
 
     def _late(self, life: int, name: str, route: bytes, message: Any) -> None:
@@ -201,8 +219,12 @@ class Process:
             return
         due_ns = self.machine.deadline_ns()
         if due_ns is not None and (self._wake_ns is None or due_ns < self._wake_ns):
+            delay_ns = self.clock.delay_ns(due_ns)
+            self._spins = 0 if delay_ns else self._spins + 1
+            if self._spins > SPINS_MAX:
+                raise Violation(f"{self.name} spins: it wants to act at once, again and again, and does nothing")
             self._wake_ns = due_ns
-            self._schedule.after(self.clock.delay_ns(due_ns), self._wake, self._life, due_ns)
+            self._schedule.after(delay_ns or TURN_NS, self._wake, self._life, due_ns)
 
     def _wake(self, life: int, due_ns: int) -> None:
         if life == self._life and self._wake_ns == due_ns:

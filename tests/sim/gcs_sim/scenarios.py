@@ -8,6 +8,7 @@ how inner crashes and freezes fall. Then everything is mended, and what was prom
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.sim.gcs_sim.judgement import judge
 from tests.sim.gcs_sim.network import CALM, Weather
 from tests.sim.gcs_sim.process import Process
 from tests.sim.gcs_sim.workload import Counting, RandomCalls
-from tests.sim.gcs_sim.world import World
+from tests.sim.gcs_sim.world import Changes, World
 
 CLIENTS = 3
 CALLS = 14
@@ -28,14 +29,22 @@ REST_NS = 90 * SECOND_NS
 WEATHERS = {
     "calm": CALM,
     "slow": Weather(slow=0.1),
-    "bad": Weather(loss=0.03, twice=0.05, slow=0.1),
-    "storm": Weather(loss=0.15, twice=0.15, slow=0.3, slow_ns=60 * MILLISECOND_NS),
+    "lossy": Weather(loss=0.05, slow=0.1),
+    "bad": Weather(loss=0.03, twice=0.05, slow=0.1, reorders=True),
+    "storm": Weather(loss=0.15, twice=0.15, slow=0.3, slow_ns=60 * MILLISECOND_NS, reorders=True),
 }
 
 
 def victim(world: World) -> Process:
-    """Choose a member."""
-    return world.random.choice(list(world.members.values()))
+    """Choose a server, or seldom a master."""
+    among = world.servers if not world.masters or world.random.random() < 0.8 else world.masters
+    return world.random.choice(list(among.values()))
+
+
+def of_role(world: World, place: int) -> Process:
+    """Return the server at this place of the chain."""
+    members = world.chain().members
+    return world.servers[members[place % len(members)][0]]
 
 
 def crash(world: World) -> None:
@@ -45,8 +54,59 @@ def crash(world: World) -> None:
 
 def crash_inside(world: World) -> None:
     """For a while, members die in the middle of turns."""
-    for member in world.members.values():
+    for member in world.servers.values():
         member.crash_chance = 0.1
+
+
+def crash_two(world: World) -> None:
+    """Two servers die at once."""
+    for server in world.random.sample(list(world.servers.values()), min(2, len(world.servers))):
+        server.crash()
+
+
+def crash_all(world: World) -> None:
+    """Every process but the clients dies at once."""
+    for process in (*world.servers.values(), *world.masters.values()):
+        process.crash()
+
+
+def crash_in_turn(world: World) -> None:
+    """Head, middle and tail die, one shortly after the other."""
+    for place in range(3):
+        world.schedule.after(world.random.randrange(400 * MILLISECOND_NS), _crash_role, world, place)
+
+
+def _crash_role(world: World, place: int) -> None:
+    of_role(world, place).crash()
+
+
+def crash_masters(world: World) -> None:
+    """Masters die every few milliseconds for a while: also between wedging a chain and publishing the next."""
+    for _ in range(10):
+        delay_ns = world.random.randrange(800 * MILLISECOND_NS)
+        master = world.random.choice(list(world.masters.values()) or [victim(world)])
+        world.schedule.after(delay_ns, master.crash)
+
+
+def crash_joiner(world: World) -> None:
+    """A server dies, and dies again while it joins."""
+    one = victim(world)
+    one.crash()
+    for _ in range(3):
+        world.schedule.after(world.random.randrange(600 * MILLISECOND_NS), one.crash)
+
+
+def wipe(world: World) -> None:
+    """A server dies and its disk is lost, at a moment when the others have everything."""
+    one = world.random.choice(list(world.servers.values()))
+    if world.may_lose_a_disk():
+        one.crash()
+        world.disks[one.name].wipe()
+
+
+def freeze_role(world: World) -> None:
+    """The head, a middle or the tail stands still for longer than its lease, and wakes up with old plans."""
+    of_role(world, world.random.randrange(3)).freeze(world.random.randrange(300, 2_500) * MILLISECOND_NS)
 
 
 def freeze(world: World) -> None:
@@ -56,7 +116,7 @@ def freeze(world: World) -> None:
 
 def freeze_inside(world: World) -> None:
     """For a while, members stand still between deciding and sending."""
-    for member in world.members.values():
+    for member in world.servers.values():
         member.freeze_chance, member.freeze_max_ns = 0.05, 500 * MILLISECOND_NS
 
 
@@ -75,7 +135,7 @@ def divide(world: World) -> None:
 
 def fill_disk(world: World) -> None:
     """A member's disk is full for a while."""
-    disk = world.disks[victim(world).name]
+    disk = world.random.choice(list(world.disks.values()))
     disk.full = True
     world.schedule.after(world.random.randrange(SECOND_NS), _empty, disk)
 
@@ -85,7 +145,9 @@ def _empty(disk: Any) -> None:
 
 
 FAULTS: dict[str, Callable[[World], None]] = {
-    each.__name__: each for each in (crash, crash_inside, freeze, freeze_inside, divide, fill_disk)
+    each.__name__: each for each in (
+        crash, crash_two, crash_all, crash_in_turn, crash_masters, crash_joiner, crash_inside, wipe, freeze,
+        freeze_role, freeze_inside, divide, fill_disk)
 }
 
 
@@ -95,17 +157,20 @@ def calm_down(world: World) -> None:
     world.network.join()
     for disk in world.disks.values():
         disk.full = False
-    for member in world.members.values():
+    for member in world.servers.values():
         member.crash_chance = member.freeze_chance = 0.0
 
 
-def run(seed: int, faults: list[str] | None = None, weather: str | None = None, **changes: Any) -> World:
-    """Run one seed and judge it; return the world. ``faults`` and ``weather`` may be fixed, ``changes`` break the
-    system."""
-    world = World(seed, CALM, **changes)
+def run(seed: int, faults: list[str] | None = None, weather: str | None = None, *, replicas: int | None = None,
+        changes: Changes | None = None) -> World:
+    """Run one seed and judge it; return the world. ``faults``, ``weather`` and ``replicas`` may be fixed, ``changes``
+    break the system."""
+    choices = random.Random(seed)
+    world = World(seed, CALM, replicas=replicas or choices.choice((1, 2, 3, 3, 3)), masters=choices.choice((1, 2, 3)),
+                  changes=changes)
     source = world.random
     world.network.weather = WEATHERS[weather or source.choice(list(WEATHERS))]
-    chosen = faults if faults is not None else source.choices(list(FAULTS), k=source.randrange(4))
+    chosen = faults if faults is not None else source.choices(list(FAULTS), k=source.randrange(5))
     counting = []
     for index in range(CLIENTS):
         name = f"client-{index}"
@@ -119,9 +184,9 @@ def run(seed: int, faults: list[str] | None = None, weather: str | None = None, 
     counting.append(Counting(world, "counter", 5))
     for fault in chosen:
         world.schedule.after(source.randrange(TROUBLE_NS), FAULTS[fault], world)
-    world.schedule.run(TROUBLE_NS + 2 * SECOND_NS)
+    world.schedule.run(TROUBLE_NS + SECOND_NS)
     calm_down(world)
-    world.schedule.run(REST_NS, lambda: not world.history.unanswered)
-    world.schedule.run(5 * SECOND_NS)
+    world.schedule.run(REST_NS, lambda: not world.history.unanswered and world.is_whole())
+    world.schedule.run(3 * SECOND_NS)
     judge(world, counting)
     return world

@@ -43,13 +43,14 @@ class Clock:
     """What one process takes for the time: true time at another rate, from another start."""
 
     def __init__(self, schedule: Schedule, rate: float, start_ns: int) -> None:
-        self._schedule, self._rate, self._start_ns = schedule, rate, start_ns
+        self.rate = rate
+        self._schedule, self._start_ns = schedule, start_ns
 
     def now_ns(self) -> int:
         """Return this clock's time."""
-        return self._start_ns + int(self._schedule.now_ns * self._rate)
+        return self._start_ns + int(self._schedule.now_ns * self.rate)
 
     def delay_ns(self, due_ns: int) -> int:
         """Return how much true time is left until this clock shows ``due_ns``; 0 if it does already."""
         left_ns = due_ns - self.now_ns()
-        return 0 if left_ns <= 0 else int(left_ns / self._rate) + 1
+        return 0 if left_ns <= 0 else int(left_ns / self.rate) + 1

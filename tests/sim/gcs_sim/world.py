@@ -1,11 +1,11 @@
-"""A shard, its clients, and everything that is recorded of them.
+"""A shard with its servers, masters and clients, and everything that is recorded of them.
 
 *Pure.* Runs in simulation tests.
 
 1. All randomness is of one seed, and time is virtual: a seed is a schedule.
-2. The world only records, and checks what is wrong at the moment when it happens; what must hold in the end is asked by
+2. The world records, and checks what is wrong at the moment when it happens; what must hold in the end is asked by
    ``judgement``.
-3. A process that ended is started again after a while, as its node would do.
+3. A process that ended is started again after a while, as its node would do, which mostly also tells the masters.
 """
 
 from __future__ import annotations
@@ -15,36 +15,53 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from meshray.config import MILLISECOND_NS, SECOND_NS
-from meshray.gcs.chain import ChainMember
 from meshray.gcs.client import GcsClient
-from meshray.gcs.log import Entry, Persisted, Recovered, SweepReaders
+from meshray.gcs.log import Persisted, Recovered, SweepReaders
+from meshray.gcs.master import Master
 from meshray.gcs.requests import Answered, RowChanged, Synced
+from meshray.gcs.shard_server import ShardServer
+from meshray.messages.chain import ServerDied
 from meshray.messages.gcs import Op
 from meshray.messages.node import Shard
 from tests.sim.gcs_sim.chain_order import Commits
 from tests.sim.gcs_sim.disk import DURABLE, Disk
-from tests.sim.gcs_sim.history import History, Key
+from tests.sim.gcs_sim.history import History, Key, Violation
 from tests.sim.gcs_sim.network import Network, Weather
 from tests.sim.gcs_sim.process import Process
 from tests.sim.gcs_sim.schedule import Clock, Schedule
 
-DRIFT = 0.01
-"""Clocks go at most this much faster or slower than true time."""
+DRIFT = 0.02
+"""Clocks go at most this much faster or slower than true time; leases allow for twice that and a little more."""
 RESTART_NS = 300 * MILLISECOND_NS
 """A process that ended is started again within this."""
+NOTICE_NS = 5 * MILLISECOND_NS
+"""A node tells the masters within this that a server has ended."""
+UNNOTICED = 0.2
+"""Chance that nobody tells: the node died with its server."""
 
 Then = Callable[[Answered], None] | None
 
 
-class World:
-    """One shard with clients in some weather. ``member`` may be a broken member; the other changes break
-    what it is told of its disk, and its process."""
+class Changes(msgspec.Struct, kw_only=True):
+    """How a world is broken on purpose. ``server``: another machine; ``forgets_clients``: it is not told of the clients
+    on its disk; ``sends_first``: before a turn is persisted; ``ignores_leases``: answers leave after the lease."""
 
-    def __init__(self, seed: int, weather: Weather, *, member: type[ChainMember] = ChainMember,
-                 forgets_clients: bool = False, sends_first: bool = False) -> None:
-        self.seed = seed
+    server: type[ShardServer] = ShardServer
+    forgets_clients: bool = False
+    sends_first: bool = False
+    ignores_leases: bool = False
+
+
+class World:
+    """One shard of ``replicas`` servers with ``masters`` masters, and clients, in some weather."""
+
+    def __init__(self, seed: int, weather: Weather, *, replicas: int = 3, masters: int = 2,
+                 changes: Changes | None = None) -> None:
         self.random = random.Random(seed)
+        self.replicas = replicas
         self.schedule = Schedule()
         self.network = Network(self.schedule, self.random, weather)
         self.history = History()
@@ -52,24 +69,31 @@ class World:
         self.told: dict[tuple[str, int], list[RowChanged]] = {}
         self.ends: list[str] = []
         self.disks: dict[str, Disk] = {}
-        self.members: dict[str, Process] = {}
+        self.servers: dict[str, Process] = {}
+        self.masters: dict[str, Process] = {}
         self.clients: dict[str, Process] = {}
-        self.restarts = True
-        self._member, self._forgets_clients, self._sends_first = member, forgets_clients, sends_first
+        self._changes = changes or Changes()
         self._then: dict[tuple[str, int], Then] = {}
-        self.shard = Shard(1, [("shard-0-0", "ipc://shard-0-0")])
-        for name, _ in self.shard.members:
-            self._add_member(name)
+        self._pids = 100
+        self._pid_of: dict[str, int] = {}
+        self.shard = Shard(1, [(f"shard-0-{index}", f"ipc://shard-0-{index}") for index in range(replicas)])
+        names = [f"master-{index}" for index in range(masters if replicas > 1 else 0)]
+        for rank, name in enumerate(names):
+            self._add_master(name, rank)
+        for name, endpoint in self.shard.members:
+            self._add_server(name, endpoint, {master: f"ipc://{master}" for master in names})
 
     @property
     def now_ns(self) -> int:
         """True time."""
         return self.schedule.now_ns
 
+    # --- what clients do -----------------------------------------------------------------------------------------
+
     def add_client(self, name: str) -> Process:
-        """Let a client live. It knows the shard as it is now."""
+        """Let a client live. It knows the shard as it was at first."""
         shard = self.shard
-        client = self._process(name, lambda now_ns: GcsClient(name, [shard]), partial(self._told, name), list)
+        client = self._process(name, lambda now_ns: (GcsClient(name, [shard]), []), partial(self._told, name), list)
         self.clients[name] = client
         client.start()
         return client
@@ -106,24 +130,66 @@ class World:
 
         self.clients[name].act(begin)
 
+    # --- what is known -------------------------------------------------------------------------------------------
+
+    def chain(self) -> Shard:
+        """Return the newest chain that a server knows."""
+        known = [server.machine.shard for server in self.servers.values() if server.is_up]
+        return max(known, key=lambda shard: shard.epoch, default=self.shard)
+
+    def is_whole(self) -> bool:
+        """Whether all servers are members of one chain, and no change is under way."""
+        chain = self.chain()
+        return len(chain.members) == self.replicas and all(
+            server.is_up and not server.is_frozen and server.machine.member is not None and server.machine.member.shard.epoch == chain.epoch
+            and server.machine.member.in_step and not server.machine.member.wedged
+            for server in self.servers.values()) and not any(self._is_busy(master) for master in self.masters.values())
+
+    def may_lose_a_disk(self) -> bool:
+        """Whether the loss of one disk, whichever it is, must be survived now: no change is under way, every chain that
+        was proposed last has other members, and three acceptors vote."""
+        values = [disk.vote.value for disk in self.disks.values() if disk.vote.votes and disk.vote.value]
+        return len(values) >= 3 and self.is_whole() and all(
+            len(value.chains[0].places) == self.replicas and len(value.acceptors) >= 3 and not value.acceptors_next
+            for value in values)
+
     def committed_rows(self) -> dict[int, tuple[bytes, bytes | None]]:
         """Return what is committed, by version."""
         return {version: (key, value) for entry in self.commits.entries for _, key, version, value in entry.rows}
 
-    def _add_member(self, name: str) -> None:
-        disk = self.disks[name] = Disk(partial(self._durable, name))
+    @staticmethod
+    def _is_busy(master: Process) -> bool:
+        return not master.is_up or master.machine._plan is not None or master.machine._proposer.is_busy
 
-        def boot(now_ns: int) -> ChainMember:
+    # --- processes -----------------------------------------------------------------------------------------------
+
+    def _add_master(self, name: str, rank: int) -> None:
+        acceptors = tuple(server for server, _ in self.shard.members)[:3]
+
+        def boot(now_ns: int) -> tuple[Master, list[Any]]:
+            return Master(name, f"{self._pid(name)}-m", shards=[self.shard], acceptors=acceptors,
+                          replicas=self.replicas, rank=rank, now_ns=now_ns), []
+
+        master = self.masters[name] = self._process(name, boot, self._perform, list)
+        master.ended = self._ended
+        self.schedule.after(self.random.randrange(20 * MILLISECOND_NS), master.start)
+
+    def _add_server(self, name: str, endpoint: str, masters: dict[str, str]) -> None:
+        disk = self.disks[name] = Disk(founding=True)
+        changes = self._changes
+
+        def boot(now_ns: int) -> tuple[ShardServer, list[Any]]:
             found = disk.recovered
-            if self._forgets_clients:
-                found = Recovered(found.epoch, found.version)
-            return self._member(name, self.shard, committed=disk, recovered=found, now_ns=now_ns)
+            if changes.forgets_clients:
+                found = Recovered(found.epoch, found.version, {}, found.whole)
+            server = changes.server(name, f"{self._pid(name)}-s", endpoint, index=0, shard=self.shard, masters=masters,
+                                    committed=disk, recovered=found, vote=disk.vote, now_ns=now_ns)
+            return server, server.begin(now_ns)
 
-        process = self._process(name, boot, self._perform, disk.persist)
-        process.ended = self._ended
-        process.sends_first = self._sends_first
-        self.members[name] = process
-        process.start()
+        server = self.servers[name] = self._process(name, boot, self._perform, disk.persist)
+        server.ended, server.turned = self._ended, self._watch_commits
+        server.sends_first, server.ignores_leases = changes.sends_first, changes.ignores_leases
+        self.schedule.after(self.random.randrange(20 * MILLISECOND_NS), server.start)
 
     def _process(self, name: str, boot: Callable[[int], Any], perform: Callable[[Any], list[Any]],
                  persist: Callable[[list[Any]], list[Any]]) -> Process:
@@ -132,9 +198,45 @@ class World:
         return Process(name, schedule=self.schedule, network=self.network, source=self.random, clock=clock, boot=boot,
                        perform=perform, persist=persist, durable=DURABLE)
 
-    def _durable(self, name: str, entry: Entry) -> None:
-        if name == self.shard.members[-1][0]:
-            self.commits.tail_has(name, entry)
+    def _pid(self, name: str) -> int:
+        self._pids += 1
+        self._pid_of[name] = self._pids
+        return self._pids
+
+    def _ended(self, process: Process, reason: str) -> None:
+        self.ends.append(f"{self.now_ns / 1e6:.1f} ms {process.name}: {reason}")
+        if process.name in self.servers and self.random.random() >= UNNOTICED:
+            died = ServerDied(process.name, self._pid_of[process.name])
+            self.schedule.after(self.random.randrange(NOTICE_NS), self._tell_masters, died)
+        self.schedule.after(self.random.randrange(RESTART_NS), self._start_again, process)
+
+    def _tell_masters(self, died: ServerDied) -> None:
+        for master in self.masters:
+            self.network.post("node", master, b"node", died)
+
+    def _start_again(self, process: Process) -> None:
+        disk = self.disks.get(process.name)
+        if disk is not None and disk.full:
+            self.schedule.after(self.random.randrange(RESTART_NS), self._start_again, process)
+        else:
+            process.start()
+
+    # --- what happens --------------------------------------------------------------------------------------------
+
+    def _watch_commits(self, process: Process) -> None:
+        """What a serving tail has is committed; and it must have all that ever was."""
+        member = process.machine.member
+        if member is None or not member.is_tail or member.wedged:
+            return
+        commits = self.commits
+        if member.version > commits.version:
+            for entry in self.disks[process.name].log:
+                if commits.version < entry.last <= member.version:
+                    commits.tail_has(process.name, entry)
+        elif member.version < commits.version and member.in_step and member.shard.epoch >= commits.epoch:
+            raise Violation(f"{process.name} is in step as the tail of epoch {member.shard.epoch} with version "
+                            f"{member.version}, but {commits.version} was committed in epoch {commits.epoch}")
+        commits.epoch = max(commits.epoch, member.shard.epoch)
 
     def _perform(self, effect: Any) -> list[Any]:
         match effect:
@@ -143,7 +245,7 @@ class World:
             case SweepReaders():
                 return []
             case _:
-                raise AssertionError(f"the simulated member cannot do {effect!r}")
+                raise AssertionError(f"the simulated server cannot do {effect!r}")
 
     def _told(self, name: str, effect: Any) -> list[Any]:
         """A client tells of something."""
@@ -161,15 +263,3 @@ class World:
             case _:
                 raise AssertionError(f"the simulated client cannot do {effect!r}")
         return []
-
-    def _ended(self, process: Process, reason: str) -> None:
-        self.ends.append(f"{process.name}: {reason}")
-        if self.restarts:
-            self.schedule.after(self.random.randrange(RESTART_NS), self._start_again, process)
-
-    def _start_again(self, process: Process) -> None:
-        disk = self.disks.get(process.name)
-        if disk is not None and disk.full:
-            self.schedule.after(self.random.randrange(RESTART_NS), self._start_again, process)
-        else:
-            process.start()
