@@ -10,8 +10,9 @@ again, and what it decides is a compare-and-set on the register (``gcs.register`
    its lease has run out: one wedged member says when. So a wrong suspicion costs a join, and never an answer.
 4. A server is gone for certain when its node says that its process ended, or when another process has its place. It is
    suspected when it was silent for SUSPECT_NS of this master's time; pauses of the master itself do not count.
-5. Somebody always remains who has every committed write. If every member ended, one that comes back with its disk whole
-   continues alone; a member that is merely silent is never overruled by one that lacks something.
+5. Whoever a chain names has every committed write: a joiner is named once the wedged tail says that it has confirmed
+   all. If every member ended, one that comes back with its disk whole continues alone; a member that is merely silent
+   is never overruled by one that lacks something.
 6. A server that comes back is another one (``Place.life``): it joins, whatever its disk holds.
 
 State of a change: wedging -- blocked and quiet --> deciding -- Decided --> told to every server (Configure). A master
@@ -57,6 +58,8 @@ class Plan(msgspec.Struct):
     quiet_ns: int | None = None
     """From when on the old tail answers no reads; None: not known yet."""
     blocked: bool = False
+    joiner: str = ""
+    """The life that is to join, until the wedged tail says that it has confirmed everything."""
 
 
 class Master:
@@ -85,11 +88,14 @@ class Master:
     def handle(self, event: Any, now_ns: int) -> list[Any]:
         """Take one event, return its effects in order."""
         effects: list[Any] = []
+        if now_ns - self._looked_ns > limits.HEARTBEAT_NS:
+            # Before anything that waited is looked at: one message says nothing of the other servers.
+            self._roster.forgive(now_ns - self._looked_ns - limits.HEARTBEAT_NS)
+            self._looked_ns = now_ns
         match event:
             case Received(route=route, message=message):
                 effects = self._received(route, message, now_ns)
             case Tick():
-                self._roster.forgive(now_ns - self._looked_ns - limits.HEARTBEAT_NS)
                 self._looked_ns = now_ns
                 effects = self._proposer.tick(now_ns)
             case Undeliverable():
@@ -105,7 +111,7 @@ class Master:
             acts_ns = since_ns + self._rank * limits.STAGGER_NS
             if acts_ns > self._looked_ns:
                 due_ns = min(due_ns, acts_ns)
-        if self.configuration is None:
+        if self.configuration is None and not self._proposer.is_busy:
             due_ns = min(due_ns, self._found_ns)
         if self._plan is not None and self._plan.quiet_ns is not None and self._plan.quiet_ns > self._looked_ns:
             due_ns = min(due_ns, self._plan.quiet_ns)
@@ -178,7 +184,8 @@ class Master:
             since_ns = self._since.setdefault(index, now_ns)
             if now_ns >= since_ns + self._rank * limits.STAGGER_NS:
                 del self._since[index]
-                self._plan = Plan(index, chain, wanted, now_ns, now_ns)
+                joins = wanted.places[-1].life if len(wanted.places) > len(chain.places) else ""
+                self._plan = Plan(index, chain, wanted, now_ns, now_ns, joiner=joins)
                 return self._pursue(self._plan, now_ns)
         return self._exchange(now_ns)
 
@@ -227,7 +234,10 @@ class Master:
             plan.quiet_ns = now_ns
         elif plan.chain.places[0].life not in {place.life for place in old.places}:
             plan.quiet_ns = roster.since_ns(plan.chain.places[0].name) + limits.READ_LEASE_GIVEN_NS
-        if plan.blocked and plan.quiet_ns is not None and now_ns >= plan.quiet_ns:
+        if plan.joiner and dead:
+            self._plan = None  # the chain must become shorter before it becomes longer
+            return []
+        if plan.blocked and plan.quiet_ns is not None and now_ns >= plan.quiet_ns and not plan.joiner:
             self._plan = None
             return self._decide(plan, now_ns)
         if now_ns - plan.begun_ns > limits.SUSPECT_NS:
@@ -246,6 +256,8 @@ class Master:
         if place is None:
             return
         plan.blocked = True
+        if plan.joiner and place == plan.old.places[-1] and message.joiner == plan.joiner:
+            plan.joiner = ""
         quiet_ns = now_ns if place == plan.old.places[-1] else now_ns + message.lease_ns
         plan.quiet_ns = quiet_ns if plan.quiet_ns is None else min(plan.quiet_ns, quiet_ns)
 
