@@ -195,8 +195,8 @@ class ChainMember:
                 serves = self.is_tail and self.in_step and not self.is_idle
                 return self.tail.join(route, message, self.version, now_ns) if serves else []
             case Fed(life=life, number=number):
-                serves = self.is_tail and not self.is_idle
-                return self.tail.feed(life, number, self.version, now_ns) if serves else []
+                serves = self.is_tail and self._newer is None
+                return self.tail.feed(life, number, None if self.wedged else self.version, now_ns) if serves else []
             case Unwatch(watch=watch):
                 self.tail.watches.unwatch(route, watch)
             case _:
@@ -325,13 +325,12 @@ class ChainMember:
 
     # --- configurations ------------------------------------------------------------------------------------------
 
-    def wedge(self, message: Wedge, now_ns: int) -> int | None:
-        """Do nothing more in this epoch; return how long the tail may still trust what this member promised it. None:
-        the message is of another epoch."""
+    def wedge(self, message: Wedge) -> bool:
+        """Do nothing more in this epoch. False: the message is of another epoch."""
         if message.epoch != self.shard.epoch or self._newer:
-            return None
+            return False
         self.wedged = True
-        return self.tail.lease.left_ns(now_ns)
+        return True
 
     def adopt(self, shard: Shard, now_ns: int) -> list[Any]:
         """Go on in a newer configuration that names this member."""

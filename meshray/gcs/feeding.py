@@ -77,8 +77,13 @@ class Feeder:
 
     @property
     def has_all(self) -> bool:
-        """Whether the joiner has confirmed the whole snapshot, so that it may become the successor."""
+        """Whether the joiner has confirmed the whole snapshot, so that the next chain may be planned with it."""
         return self._whole and not any(entry.count == 0 for feed in self._unfed for entry in feed.entries)
+
+    @property
+    def has_confirmed(self) -> str:
+        """The life of the joiner that has all that this tail has; empty if it may lack something."""
+        return self.life.partition("/")[0] if self._whole and not self._unfed else ""
 
     def may_go(self, route: bytes, now_ns: int) -> bool:
         """Whether another attempt, from ``route``, may take the place of this one."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from meshray.gcs import limits
-from meshray.gcs.log import Persist, Recovered, WipeDisk
+from meshray.gcs.log import MarkWhole, Persist, Recovered, WipeDisk
 from meshray.machine import Connect, Disconnect, Send
 from meshray.messages.chain import ClientRecord, Entry, Fed, Feed, JoinChain
 from meshray.messages.node import Shard
@@ -59,11 +59,14 @@ class Joiner:
         if message.number != self._number + 1:
             return [self._fed()] if message.number <= self._number else []
         self._number += 1
-        self.whole |= message.whole
         effects: list[Any] = []
         for entry in message.entries:
             self._take(entry)
             effects.append(Persist(entry, message.epoch))
+        if message.whole and not self.whole:
+            # On the disk before anybody hears of it: once a chain names this server, its disk may be the last one.
+            self.whole = True
+            effects.append(MarkWhole(message.epoch))
         return [*effects, self._fed()]
 
     def tick(self, now_ns: int) -> list[Any] | None:

@@ -87,6 +87,10 @@ class ShardServer:
         """Whether the disk is to be marked as whole, once the member is in step."""
         self._followers: dict[bytes, None] = {}
         self._early: list[Received] = []
+        self._wedger = b""
+        """The master that wedged us last."""
+        self._feeder_life = ""
+        """Whom the joiner joins behind."""
         self._alive_ns = now_ns
         self._counts = {"joins": 0, "configured": 0}
         self._own: dict[type, Any] = {
@@ -195,8 +199,11 @@ class ShardServer:
         elif self.member is not None:
             self.member, self._recovered = None, Recovered(shard.epoch)
         elif self.joiner is not None:
+            # Only the tail that has fed us all along goes on doing so: not its next life, nor one that was no tail in
+            # a chain between, of which we did not hear.
+            fed_on = chain.epoch == self.joiner.shard.epoch + 1 and chain.places[-1].life == self._feeder_life
             self.joiner.shard = shard
-            effects += self._begin_join(now_ns) if self.joiner.tail != shard.members[-1][0] else []
+            effects += self._begin_join(now_ns) if is_news and not fed_on else []
         elif join:
             effects += self._begin_join(now_ns)
         if not is_news:
@@ -221,6 +228,8 @@ class ShardServer:
         self._attempts += 1
         self._counts["joins"] += 1
         self._recovered = Recovered(self.shard.epoch)
+        assert self._chain is not None
+        self._feeder_life = self._chain.places[-1].life
         self.joiner = Joiner(self.shard, self.life, self._attempts, now_ns)
         return self.joiner.begin(now_ns)
 
@@ -232,12 +241,28 @@ class ShardServer:
         self._joiner_persists += sum(type(effect) is Persist for effect in effects)
         return effects + (self._say_alive(now_ns) if self.joiner.whole and not was_whole else [])
 
+    def _fed(self, event: Received, now_ns: int) -> list[Any]:
+        """The joiner has confirmed something: the master that wedged us waits for it to confirm the last thing."""
+        member = self.member
+        if member is None:
+            return []
+        effects = member.handle(event, now_ns)
+        if member.wedged and self._wedger and member.is_tail and member.tail.confirmed_by:
+            effects.append(self._wedged(member, now_ns))
+        return effects
+
     def _wedge(self, event: Received, now_ns: int) -> list[Any]:
         member = self.member
-        lease_ns = member.wedge(event.message, now_ns) if member is not None else None
-        if member is None or lease_ns is None:
+        if member is None or not member.wedge(event.message):
             return []
-        return [Send(event.route, Wedged(self.name, self.life, member.shard.epoch, member.version, lease_ns))]
+        self._wedger = event.route
+        feeder = member.tail.feeder if member.is_tail else None
+        return [self._wedged(member, now_ns), *(feeder.tick(now_ns) if feeder is not None else ())]
+
+    def _wedged(self, member: ChainMember, now_ns: int) -> Send:
+        joiner = member.tail.confirmed_by if member.is_tail else ""
+        lease_ns = member.tail.lease.left_ns(now_ns)
+        return Send(self._wedger, Wedged(self.name, self.life, member.shard.epoch, member.version, lease_ns, joiner))
 
     # --- others --------------------------------------------------------------------------------------------------
 

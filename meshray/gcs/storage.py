@@ -93,7 +93,7 @@ class Storage:
             self._clients = self._env.open_db(_CLIENTS)
             self._meta = self._env.open_db(_META)
             self._votes = _open_votes(directory) if votes else None
-            self.recovered = self._recover()
+            self.recovered = self._recover(founding)
             self.vote = self._recover_vote(founding)
         except (lmdb.Error, msgspec.DecodeError) as error:
             os.close(self._lock_fd)
@@ -239,12 +239,15 @@ class Storage:
             )
         self._env.set_mapsize(size_bytes)
 
-    def _recover(self) -> Recovered:
+    def _recover(self, founding: bool) -> Recovered:
         with self._env.begin(write=True) as transaction:
             found = transaction.get(b"format", db=self._meta)
             if found is None:
                 transaction.put(b"format", FORMAT, db=self._meta)
-                return Recovered()
+                if not founding:
+                    # What was on an earlier disk is missing here, also when this one is opened for the second time.
+                    transaction.put(_HOLES, b"1", db=self._meta)
+                return Recovered(whole=founding)
             if found != FORMAT:
                 raise StorageUnusable(
                     f"{self.directory} holds {found!r}, this program reads {FORMAT!r}: use another directory"

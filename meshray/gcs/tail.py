@@ -33,6 +33,8 @@ class Tail:
         self.watches = Watches(committed)
         self.lease = ReadLease(now_ns)
         self.feeder: Feeder | None = None
+        self._attempts: dict[str, int] = {}
+        """The latest attempt of each joiner that was fed."""
         self.held: list[tuple[bytes, Read | Scan | Watch]] = []
         self.counts = dict.fromkeys(("reads", "scans", "changed", "held"), 0)
         self._committed = committed
@@ -89,16 +91,27 @@ class Tail:
 
     def join(self, route: bytes, message: JoinChain, version: int, now_ns: int) -> list[Any]:
         """A joiner asks for everything, as of ``version``."""
-        if self.feeder is None or (self.feeder.life != message.life and self.feeder.may_go(route, now_ns)):
+        if self.feeder is None or self.feeder.life != message.life:
+            name, _, attempt = message.life.rpartition("/")
+            number = int(attempt) if attempt.isdecimal() else 0
+            if number <= self._attempts.get(name, 0) or not (self.feeder is None or self.feeder.may_go(route, now_ns)):
+                # A stream that has ended must not begin again: the joiner would take its numbers for those it knows.
+                return []
+            self._attempts[name] = number
             self.feeder = Feeder(route, message.life, self._committed, self._clients, now_ns)
         return self.feed(message.life, 0, version, now_ns)
 
-    def feed(self, life: str, number: int, version: int, now_ns: int) -> list[Any]:
-        """The joiner has everything up to ``number``: send more."""
+    def feed(self, life: str, number: int, version: int | None, now_ns: int) -> list[Any]:
+        """The joiner has everything up to ``number``: send more, as of ``version``; None: this tail is wedged."""
         if self.feeder is None or self.feeder.life != life:
             return []
         self.feeder.fed(number, now_ns)
-        return self.feeder.more(self._epoch, version, now_ns)
+        return self.feeder.more(self._epoch, version, now_ns) if version is not None else []
+
+    @property
+    def confirmed_by(self) -> str:
+        """The life of the joiner that has all that this tail has; empty if there is none."""
+        return self.feeder.has_confirmed if self.feeder is not None else ""
 
     def ask_lease(self, now_ns: int) -> list[Any]:
         """Ask every other member for a promise."""

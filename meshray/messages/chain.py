@@ -182,13 +182,15 @@ class Wedge(Message, tag=157):
 
 class Wedged(Message, tag=158):
     """member -> master. I shall do nothing more in ``epoch``. The tail may still trust a lease of mine for
-    ``lease_ns``."""
+    ``lease_ns``. ``joiner``: the life of the server that has confirmed all that I have, as I am the tail and feed it;
+    sent again when that becomes so."""
 
     name: str
     life: str
     epoch: int
     version: int
     lease_ns: int
+    joiner: str = ""
 
 
 class ServerDied(Message, tag=159):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshray.config import MILLISECOND_NS, SECOND_NS
+from meshray.messages.node import Shard
 from tests.sim.gcs_sim.judgement import judge
 from tests.sim.gcs_sim.network import CALM, Weather
 from tests.sim.gcs_sim.process import Process
@@ -96,6 +97,19 @@ def crash_joiner(world: World) -> None:
         world.schedule.after(world.random.randrange(600 * MILLISECOND_NS), one.crash)
 
 
+def strike_new_chains(world: World) -> None:
+    """For a while, whenever a chain is new, one of its members dies at once: most often the one before the tail, who
+    has what a tail that has just joined may lack."""
+
+    def strike(shard: Shard) -> None:
+        if world.random.random() < 0.7:
+            place = world.random.choice((-2, -2, -1, 0))
+            delay_ns = world.random.randrange(3 * MILLISECOND_NS)
+            world.schedule.after(delay_ns, _crash_role, world, place)
+
+    world.new_chain = strike
+
+
 def wipe(world: World) -> None:
     """A server dies and its disk is lost, at a moment when the others have everything."""
     one = world.random.choice(list(world.servers.values()))
@@ -146,7 +160,8 @@ def _empty(disk: Any) -> None:
 
 FAULTS: dict[str, Callable[[World], None]] = {
     each.__name__: each for each in (
-        crash, crash_two, crash_all, crash_in_turn, crash_masters, crash_joiner, crash_inside, wipe, freeze,
+        crash, crash_two, crash_all, crash_in_turn, crash_masters, crash_joiner, crash_inside, wipe,
+        strike_new_chains, freeze,
         freeze_role, freeze_inside, divide, fill_disk)
 }
 
@@ -155,6 +170,7 @@ def calm_down(world: World) -> None:
     """Mend everything."""
     world.network.weather = CALM
     world.network.join()
+    world.new_chain = lambda shard: None
     for disk in world.disks.values():
         disk.full = False
     for member in world.servers.values():

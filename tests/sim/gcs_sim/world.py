@@ -72,6 +72,9 @@ class World:
         self.servers: dict[str, Process] = {}
         self.masters: dict[str, Process] = {}
         self.clients: dict[str, Process] = {}
+        self.new_chain: Callable[[Shard], None] = lambda shard: None
+        """Told of each chain when the first server knows it."""
+        self._epoch = 0
         self._changes = changes or Changes()
         self._then: dict[tuple[str, int], Then] = {}
         self._pids = 100
@@ -141,9 +144,8 @@ class World:
         """Whether all servers are members of one chain, and no change is under way."""
         chain = self.chain()
         return len(chain.members) == self.replicas and all(
-            server.is_up and not server.is_frozen and server.machine.member is not None and server.machine.member.shard.epoch == chain.epoch
-            and server.machine.member.in_step and not server.machine.member.wedged
-            for server in self.servers.values()) and not any(self._is_busy(master) for master in self.masters.values())
+            self._serves(server, chain.epoch) for server in self.servers.values()
+        ) and not any(self._is_busy(master) for master in self.masters.values())
 
     def may_lose_a_disk(self) -> bool:
         """Whether the loss of one disk, whichever it is, must be survived now: no change is under way, every chain that
@@ -156,6 +158,11 @@ class World:
     def committed_rows(self) -> dict[int, tuple[bytes, bytes | None]]:
         """Return what is committed, by version."""
         return {version: (key, value) for entry in self.commits.entries for _, key, version, value in entry.rows}
+
+    @staticmethod
+    def _serves(server: Process, epoch: int) -> bool:
+        member = server.machine.member if server.is_up and not server.is_frozen else None
+        return member is not None and member.shard.epoch == epoch and member.in_step and not member.wedged
 
     @staticmethod
     def _is_busy(master: Process) -> bool:
@@ -187,7 +194,7 @@ class World:
             return server, server.begin(now_ns)
 
         server = self.servers[name] = self._process(name, boot, self._perform, disk.persist)
-        server.ended, server.turned = self._ended, self._watch_commits
+        server.ended, server.turned = self._ended, self._turned
         server.sends_first, server.ignores_leases = changes.sends_first, changes.ignores_leases
         self.schedule.after(self.random.randrange(20 * MILLISECOND_NS), server.start)
 
@@ -222,6 +229,14 @@ class World:
             process.start()
 
     # --- what happens --------------------------------------------------------------------------------------------
+
+    def _turned(self, process: Process) -> None:
+        """A server has lived through a turn."""
+        self._watch_commits(process)
+        shard = process.machine.shard
+        if shard.epoch > self._epoch:
+            self._epoch = shard.epoch
+            self.new_chain(shard)
 
     def _watch_commits(self, process: Process) -> None:
         """What a serving tail has is committed; and it must have all that ever was."""
