@@ -35,6 +35,9 @@ class Process:
     """One process. ``boot`` makes its machine at each start, and its first effects; ``perform`` acts on effects that
     the network does not know, and returns events; ``durable`` are the effects that ``persist`` makes durable."""
 
+    sends_first = False
+    """Broken on purpose: messages leave before the turn is persisted."""
+
     def __init__(
         self, name: str, *, schedule: Schedule, network: Network, source: random.Random, clock: Clock,
         boot: Callable[[int], tuple[Any, list[Any]]], perform: Callable[[Any], list[Any]],
@@ -46,9 +49,6 @@ class Process:
         self.crash_chance = self.freeze_chance = 0.0
         """Chances of a crash, and of a freeze, inside a turn that persists something."""
         self.freeze_max_ns = SECOND_NS
-        self.sends_first = False
-        self.ignores_leases = False
-        """Broken on purpose: messages leave before the turn is persisted; answers leave after the lease."""
         self.ended: Callable[[Process, str], None] = lambda process, reason: None
         self.turned: Callable[[Process], None] = lambda process: None
         """Told after every turn that it survived."""
@@ -186,7 +186,7 @@ class Process:
     def _send_under_lease(self, effect: SendUnderLease) -> list[Any]:
         """Look at the clock when the freeze ends that came in the middle of this turn."""
         thawed_ns = self.clock.now_ns() + int(max(0, self._frozen_until_ns - self._schedule.now_ns) * self.clock.rate)
-        return self._send(effect.to, effect.message) if thawed_ns < effect.until_ns or self.ignores_leases else []
+        return self._send(effect.to, effect.message) if thawed_ns < effect.until_ns else []
 
     def _send(self, to: bytes, message: Any) -> list[Any]:
         """Send now, or when the freeze ends that came in the middle of this turn."""

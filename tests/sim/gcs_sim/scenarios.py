@@ -17,12 +17,12 @@ from meshray.messages.node import Shard
 from tests.sim.gcs_sim.judgement import judge
 from tests.sim.gcs_sim.network import CALM, Weather
 from tests.sim.gcs_sim.process import Process
-from tests.sim.gcs_sim.workload import Counting, RandomCalls
-from tests.sim.gcs_sim.world import Changes, World
+from tests.sim.gcs_sim.workload import Counting, Looking, RandomCalls
+from tests.sim.gcs_sim.world import World
 
 CLIENTS = 3
 CALLS = 14
-TROUBLE_NS = 1_500 * MILLISECOND_NS
+TROUBLE_NS = 1_000 * MILLISECOND_NS
 """Faults begin within this."""
 REST_NS = 90 * SECOND_NS
 """A mended world must have answered everything after this."""
@@ -147,6 +147,20 @@ def divide(world: World) -> None:
     world.schedule.after(world.random.randrange(SECOND_NS), world.network.join)
 
 
+def estrange(world: World) -> None:
+    """The masters, and perhaps the other servers, no longer hear a member, and replace it; but some clients hear only
+    this one, and do not learn that it was replaced."""
+    one = of_role(world, world.random.choice((0, -1, -1))).name
+    rest = set(world.servers) - {one}
+    world.network.divide({one}, set(world.masters))
+    if world.random.random() < 0.5:
+        world.network.divide({one}, rest)
+    for client in sorted(world.clients):
+        if client == "reader" or world.random.random() < 0.2:
+            world.network.divide({client}, rest)
+    world.schedule.after(world.random.randrange(SECOND_NS, 3 * SECOND_NS), world.network.join)
+
+
 def fill_disk(world: World) -> None:
     """A member's disk is full for a while."""
     disk = world.random.choice(list(world.disks.values()))
@@ -162,7 +176,7 @@ FAULTS: dict[str, Callable[[World], None]] = {
     each.__name__: each for each in (
         crash, crash_two, crash_all, crash_in_turn, crash_masters, crash_joiner, crash_inside, wipe,
         strike_new_chains, freeze,
-        freeze_role, freeze_inside, divide, fill_disk)
+        freeze_role, freeze_inside, divide, estrange, fill_disk)
 }
 
 
@@ -177,13 +191,10 @@ def calm_down(world: World) -> None:
         member.crash_chance = member.freeze_chance = 0.0
 
 
-def run(seed: int, faults: list[str] | None = None, weather: str | None = None, *, replicas: int | None = None,
-        changes: Changes | None = None) -> World:
-    """Run one seed and judge it; return the world. ``faults``, ``weather`` and ``replicas`` may be fixed, ``changes``
-    break the system."""
+def run(seed: int, faults: list[str] | None = None, weather: str | None = None, *, replicas: int = 0) -> World:
+    """Run one seed and judge it; return the world. ``faults``, ``weather`` and ``replicas`` may be fixed."""
     choices = random.Random(seed)
-    world = World(seed, CALM, replicas=replicas or choices.choice((1, 2, 3, 3, 3)), masters=choices.choice((1, 2, 3)),
-                  changes=changes)
+    world = World(seed, CALM, replicas=replicas or choices.choice((1, 2, 3, 3, 3)), masters=choices.choice((1, 2, 3)))
     source = world.random
     world.network.weather = WEATHERS[weather or source.choice(list(WEATHERS))]
     chosen = faults if faults is not None else source.choices(list(FAULTS), k=source.randrange(5))
@@ -196,11 +207,13 @@ def run(seed: int, faults: list[str] | None = None, weather: str | None = None, 
             RandomCalls(world, name, CALLS)
         else:
             counting.append(Counting(world, name, 5))
+    world.add_client("reader")
+    Looking(world, "reader", TROUBLE_NS + 2 * SECOND_NS)
     world.add_client("counter")
     counting.append(Counting(world, "counter", 5))
     for fault in chosen:
         world.schedule.after(source.randrange(TROUBLE_NS), FAULTS[fault], world)
-    world.schedule.run(TROUBLE_NS + SECOND_NS)
+    world.schedule.run(TROUBLE_NS + 2 * SECOND_NS)
     calm_down(world)
     world.schedule.run(REST_NS, lambda: not world.history.unanswered and world.is_whole())
     world.schedule.run(3 * SECOND_NS)

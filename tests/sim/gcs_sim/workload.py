@@ -63,11 +63,27 @@ class RandomCalls:
         self._world.schedule.after(self._world.random.randrange(self._pause_ns), self._next)
 
 
+class Looking:
+    """A client that only reads, so that nothing keeps it from seeing what is old."""
+
+    def __init__(self, world: World, name: str, until_ns: int) -> None:
+        self._world, self._name, self._until_ns = world, name, until_ns
+        self._look(None)
+
+    def _look(self, _: Any) -> None:
+        world = self._world
+        if world.now_ns < self._until_ns:
+            keys = [("kv", world.random.choice(ROWS)), COUNTER]
+            delay_ns = world.random.randrange(60 * MILLISECOND_NS)
+            world.schedule.after(delay_ns, world.read, self._name, keys, self._look)
+
+
 class Counting:
     """A client that adds one to a row that others count on too, ``count`` times, by compare-and-set."""
 
     def __init__(self, world: World, name: str, count: int) -> None:
         self._world, self._name, self._left = world, name, count
+        self._attempts = 0
         self.done = self.perhaps = 0
         """Additions that were done for certain, and those whose end is not known."""
         world.schedule.after(world.random.randrange(20 * MILLISECOND_NS), self._read, None)
@@ -81,7 +97,8 @@ class Counting:
             self._read(None)
             return
         row = answer.results[0]
-        value = b"%d %s" % (counted(row.value) + 1, self._name.encode())
+        self._attempts += 1
+        value = b"%d %s.%d" % (counted(row.value) + 1, self._name.encode(), self._attempts)
         self._world.write(self._name, [Op(*COUNTER, value, COMPARE_AND_SET, row.version)], self._added)
 
     def _added(self, answer: Answered) -> None:

@@ -15,11 +15,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from meshray.config import MILLISECOND_NS, SECOND_NS
 from meshray.gcs.client import GcsClient
-from meshray.gcs.log import Persisted, Recovered, SweepReaders
+from meshray.gcs.log import Persisted, SweepReaders
 from meshray.gcs.master import Master
 from meshray.gcs.requests import Answered, RowChanged, Synced
 from meshray.gcs.shard_server import ShardServer
@@ -45,21 +43,10 @@ UNNOTICED = 0.2
 Then = Callable[[Answered], None] | None
 
 
-class Changes(msgspec.Struct, kw_only=True):
-    """How a world is broken on purpose. ``server``: another machine; ``forgets_clients``: it is not told of the clients
-    on its disk; ``sends_first``: before a turn is persisted; ``ignores_leases``: answers leave after the lease."""
-
-    server: type[ShardServer] = ShardServer
-    forgets_clients: bool = False
-    sends_first: bool = False
-    ignores_leases: bool = False
-
-
 class World:
     """One shard of ``replicas`` servers with ``masters`` masters, and clients, in some weather."""
 
-    def __init__(self, seed: int, weather: Weather, *, replicas: int = 3, masters: int = 2,
-                 changes: Changes | None = None) -> None:
+    def __init__(self, seed: int, weather: Weather, *, replicas: int = 3, masters: int = 2) -> None:
         self.random = random.Random(seed)
         self.replicas = replicas
         self.schedule = Schedule()
@@ -75,7 +62,6 @@ class World:
         self.new_chain: Callable[[Shard], None] = lambda shard: None
         """Told of each chain when the first server knows it."""
         self._epoch = 0
-        self._changes = changes or Changes()
         self._then: dict[tuple[str, int], Then] = {}
         self._pids = 100
         self._pid_of: dict[str, int] = {}
@@ -183,19 +169,14 @@ class World:
 
     def _add_server(self, name: str, endpoint: str, masters: dict[str, str]) -> None:
         disk = self.disks[name] = Disk(founding=True)
-        changes = self._changes
 
         def boot(now_ns: int) -> tuple[ShardServer, list[Any]]:
-            found = disk.recovered
-            if changes.forgets_clients:
-                found = Recovered(found.epoch, found.version, {}, found.whole)
-            server = changes.server(name, f"{self._pid(name)}-s", endpoint, index=0, shard=self.shard, masters=masters,
-                                    committed=disk, recovered=found, vote=disk.vote, now_ns=now_ns)
+            server = ShardServer(name, f"{self._pid(name)}-s", endpoint, index=0, shard=self.shard, masters=masters,
+                                 committed=disk, recovered=disk.recovered, vote=disk.vote, now_ns=now_ns)
             return server, server.begin(now_ns)
 
         server = self.servers[name] = self._process(name, boot, self._perform, disk.persist)
         server.ended, server.turned = self._ended, self._turned
-        server.sends_first, server.ignores_leases = changes.sends_first, changes.ignores_leases
         self.schedule.after(self.random.randrange(20 * MILLISECOND_NS), server.start)
 
     def _process(self, name: str, boot: Callable[[int], Any], perform: Callable[[Any], list[Any]],
