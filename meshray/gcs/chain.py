@@ -278,9 +278,8 @@ class ChainMember:
         if not entries:
             return []
         after, self.version = self.version, entries[-1].last
-        if self._head.rows.staged():
-            for entry in entries:
-                self._head.rows.settle(entry.rows)
+        if not self._waiting:
+            self._head.rows.settle()
         effects: list[Any] = []
         if self.is_tail and not self.wedged:
             effects += self._commit(entries, now_ns)

@@ -76,6 +76,8 @@ class Watches:
 
     def feed(self, changes: list[RowChange]) -> list[Send]:
         """These changes are committed: tell whoever watches them."""
+        if not self._streams:
+            return []
         told: dict[WatchId, list[Row]] = {}
         for table, key, version, value in changes:
             keys = self._by_key.get(table)
