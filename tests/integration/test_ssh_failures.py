@@ -29,9 +29,15 @@ while True:
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[SshHosts]:
+def shared_bed() -> Iterator[SshHosts]:
     with SshHosts(3) as made:
         yield made
+
+
+@pytest.fixture
+def bed(shared_bed: SshHosts) -> Iterator[SshHosts]:
+    yield shared_bed
+    shared_bed.clear()
 
 
 def test_hosts_that_let_nobody_in(bed: SshHosts):

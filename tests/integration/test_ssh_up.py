@@ -31,9 +31,15 @@ print("nodes", len(set(nodes)), "sizes", set(sizes), "CPU", meshray.cluster_reso
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[SshHosts]:
+def shared_bed() -> Iterator[SshHosts]:
     with SshHosts(3) as made:
         yield made
+
+
+@pytest.fixture
+def bed(shared_bed: SshHosts) -> Iterator[SshHosts]:
+    yield shared_bed
+    shared_bed.clear()
 
 
 def test_up_work_change_and_down(bed: SshHosts):
