@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from contextlib import suppress
 from threading import Lock
 from typing import Any
@@ -30,6 +31,7 @@ from meshray.store.manifest import DIGEST_BYTES, chunk_count, chunk_range
 
 _LOCK = ".meshray-spill-lock"
 _PART = ".part"
+_TRIES_MAX, _PAUSE_S = 50, 0.02
 
 
 class SpillFiles:
@@ -49,13 +51,7 @@ class SpillFiles:
         parent = os.path.dirname(os.path.abspath(directory))
         os.makedirs(parent, mode=0o700, exist_ok=True)
         remove_leftovers(parent)
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        status = os.lstat(directory)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise PermissionError(errno.EPERM, "the spill directory must belong to this user with mode 0700", directory)
-        self._guard = _take_lock(directory)
-        if self._guard < 0:
-            raise BlockingIOError(errno.EBUSY, "another node spills into this directory", directory)
+        self._guard = _occupy(directory)
 
     # --- writing -------------------------------------------------------------------------------------------------
 
@@ -156,6 +152,24 @@ class SpillFiles:
     def _path(self, digest: bytes) -> str:
         name = digest.hex()
         return os.path.join(self.directory, name[:2], name)
+
+
+def _occupy(directory: str) -> int:
+    """Make the directory and return the descriptor that holds its lock."""
+    for _ in range(_TRIES_MAX):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        status = os.lstat(directory)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, "the spill directory must belong to this user with mode 0700", directory)
+        with suppress(FileNotFoundError):
+            guard = _take_lock(directory)
+            if guard >= 0 and os.path.samestat(os.fstat(guard), os.stat(os.path.join(directory, _LOCK))):
+                return guard
+            if guard >= 0:
+                os.close(guard)
+        # Somebody who starts beside us may have taken the new directory for a leftover and be about to remove it.
+        time.sleep(_PAUSE_S)
+    raise BlockingIOError(errno.EBUSY, "another node spills into this directory", directory)
 
 
 def remove_leftovers(parent: str) -> None:

@@ -151,3 +151,16 @@ def test_schema_names_every_key():
     assert set(schema["$defs"]["NodeSpec"]["properties"]) >= {"name", "num_cpus", "object_store_memory", "labels"}
     memory = str(schema["$defs"]["NodeSpec"]["properties"]["memory"])
     assert "string" in memory and "integer" in memory
+
+
+def test_where_and_how_much_is_spilled():
+    text = "cluster_name: a\nnodes:\n- spill_directory: {}\n  spill_max: {}\n"
+    node = parse_cluster_config(text.format("/data/spill", "2GiB")).nodes[0]
+    assert (node.spill_directory, node.spill_max) == ("/data/spill", 2 * 2**30)
+    assert parse_cluster_config(text.format("/d", "0")).nodes[0].spill_max == 0
+    assert problems(text.format("data", "-1")) == [
+        "f.yaml:4: nodes[0].spill_max: must be a size (bytes, or 512MiB), or 0 for never, not the number -1"]
+    assert problems(text.format("data", "much")) == [
+        "f.yaml:4: nodes[0].spill_max: 'much' is no size: write bytes, or a number with KiB, MiB, GiB, TiB (512MiB)"]
+    assert problems(text.format("data", "1MiB")) == [
+        "f.yaml:3: nodes[0].spill_directory: must be an absolute path, not 'data'"]

@@ -159,7 +159,27 @@ def test_leftovers_of_dead_nodes_go_and_those_of_living_ones_stay(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["stranger"]
 
 
-def test_a_directory_in_use_or_open_to_others_is_refused(tmp_path: Path) -> None:
+def test_a_new_directory_that_another_node_took_for_a_leftover_is_made_again(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill_files, "_PAUSE_S", 0)
+    real, times = spill_files._take_lock, []
+
+    def removed_meanwhile(directory: str) -> int:
+        times.append(directory)
+        guard = real(directory)
+        if len(times) == 1:
+            spill_files.shutil.rmtree(directory)
+        return guard
+
+    monkeypatch.setattr(spill_files, "_take_lock", removed_meanwhile)
+    files = SpillFiles(str(tmp_path / "node"))
+    assert len(times) == 2
+    files.write(memoryview(DATA))
+    files.close()
+
+
+def test_a_directory_in_use_or_open_to_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill_files, "_PAUSE_S", 0)
     files = SpillFiles(str(tmp_path / "node"))
     with pytest.raises(OSError, match="another node spills into this directory"):
         SpillFiles(files.directory)
