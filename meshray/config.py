@@ -194,6 +194,9 @@ PULL_KEEP_NS = 60 * SECOND_NS
 SERVE_HOLD_NS = 5 * SECOND_NS
 """An object stays in memory this long after a node asked for its manifest; pulls ask again each PULL_REFRESH_NS."""
 
+SERVE_HOLD_SHORT_NS = 500 * MILLISECOND_NS
+"""The same while somebody waits for room: objects that others took would otherwise fill a small store."""
+
 SERVE_ASKERS_MAX = 1000
 """Nodes that may take one object from the same holder; beyond it the one that asked longest ago loses its ticket."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from meshray import config
 from meshray.machine import Received, Tick, Undeliverable
 from meshray.messages import objects
 from meshray.store.chunk_flow import ChunkFlow
@@ -82,6 +83,8 @@ class StoreService:
                                         index=self.index, bulk=bulk, entropy=entropy)
         flow = ChunkFlow(self.index, self.directory.find, draw)
         self.puller = Puller(self.directory, resolve_node, nodes, server=self.chunk_server, flow=flow)
+        self._early: dict[bytes, dict[bytes, Received]] = {}
+        """Objects on disk -> what other nodes asked about them, by who asked; answered when they are back."""
         all_parts = (self.chunk_server, self.puller, self.spiller, self.directory)
         self._parts = all_parts
         self._by_kind: dict[type, tuple[Any, ...]] = {
@@ -109,10 +112,21 @@ class StoreService:
             known = [object_ for object_ in event.message.objects if self._knows(object_)]
             event = Received(event.route, objects.ObjectsFreed(known))
         if kind is objects.RequestManifest and self.spiller.is_on_disk(event.message.object):
+            self._early.setdefault(event.message.object, {})[event.route] = event
             return self.spiller.settle(self.spiller.bring(event.message.object, now_ns), now_ns)
         parts = self._reader_of(event.message) if kind is objects.FetchObject else self._by_kind.get(kind, ())
         effects = [effect for part in parts for effect in part.handle(event, now_ns)]
-        return self.spiller.settle(effects, now_ns) if self.spiller.awake else effects
+        if kind is ObjectRestored and not self.spiller.is_on_disk(event.object):
+            for asked in self._early.pop(event.object, {}).values():
+                effects += self.handle(asked, now_ns)
+        elif kind is objects.ObjectsFreed and self._early:
+            for object_ in event.message.objects:
+                self._early.pop(object_, None)
+        if not self.spiller.awake:
+            return effects
+        if self.directory.room.short_bytes():
+            effects += self.chunk_server.let_go(now_ns, sooner_ns=config.SERVE_HOLD_NS - config.SERVE_HOLD_SHORT_NS)
+        return self.spiller.settle(effects, now_ns)
 
     def _knows(self, object_: bytes) -> bool:
         return self.directory.find(object_) is not None or self.puller.pulls(object_)

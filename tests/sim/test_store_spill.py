@@ -183,8 +183,8 @@ class World:
         self.now_ns = 0
         self.memory = Memory()
         self.board = Board()
-        self.store = StoreService(CAPACITY_BYTES, "n", read=lambda at, size: b"", resolve_node=lambda name: None,
-                                  board=self.board, to_disk=True)
+        self.store = StoreService(CAPACITY_BYTES, "n", nodes=tuple, bulk=str, draw=lambda below: 0, entropy=bytes,
+                                  resolve_node=lambda name: None, board=self.board, to_disk=True)
         self.chunks: dict[bytes, bytes] = {}
         self.counts: Counter[bytes] = Counter()
         self.work: deque[Any] = deque()
@@ -261,7 +261,7 @@ class World:
         if any(name == viewed for each in self.sessions.values() for viewed, _ in each.views):
             return
         del self.live[name]
-        session.outbox.append(ObjectsFreed([name]))
+        session.outbox.append(ObjectsFreed([name], "n"))
 
     def die(self, route: bytes) -> None:
         """The session's last notices still arrive, in part after the news of its death; its pins end with it."""

@@ -20,6 +20,7 @@ from meshray.messages.objects import (
 )
 from meshray.messages.tasks import Location
 from meshray.store.events import (
+    DigestObject,
     DropChunks,
     RestoreObject,
     SessionGone,
@@ -289,6 +290,8 @@ def test_what_another_node_asks_for_comes_back_from_disk() -> None:
     bench.tell(b"peer", RequestManifest(b"o0"))
     bench.give_back(bench.spilled())
     assert [type(work) for work in bench.disk] == [RestoreObject]
+    bench.restored()
+    assert [type(work) for work in bench.disk] == [DigestObject], "the question is answered when the object is back"
 
 
 def test_what_a_part_of_the_node_reads_stays() -> None:
