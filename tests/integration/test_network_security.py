@@ -31,6 +31,8 @@ from .support import processes_of, run_root, wait_until
 
 pytestmark = pytest.mark.limit_s(120)
 SILENCE_MS = 400
+PIECE = bytes(2**15)
+"""Small enough that it is copied: pyzmq's collector of larger ones is a context that stays for the process's life."""
 FLOOD_BYTES = 64 * 2**20
 ELSEWHERE = {"meshray.processes.worker"}
 """What the service module imports for the zygote's process only."""
@@ -292,7 +294,7 @@ def test_a_peer_that_stops_reading_costs_only_itself(two_links, monkeypatch):
     monkeypatch.setattr(config, "LINK_STALL_NS", 0)
     assert a.send("node-b", parts())
     sent = 0
-    while a.send("node-b", parts(b"\0" * 2**16)):
+    while a.send("node-b", parts(PIECE)):
         sent += 1
         assert sent < 100, "there is no end to what may be on the way"
     assert sent >= 15
@@ -304,7 +306,7 @@ def test_a_peer_that_reads_may_be_sent_more(two_links, monkeypatch):
     a, b = two_links
     monkeypatch.setattr(config, "LINK_BYTES_MAX", 4 * 2**20)
     for _ in range(200):
-        assert a.send("node-b", parts(b"\0" * 2**16))
+        assert a.send("node-b", parts(PIECE))
         assert take(b) is not None
         while a.socket.poll(0):
             a.receive()
