@@ -67,11 +67,11 @@ class GcsCluster:
                 if isinstance(message, Registered):
                     return Caller(name, run_dir, message.shards, peers=peers)
 
-    def pids(self) -> dict[str, int]:
-        """Return the shard servers that run, by name."""
+    def pids(self, prefix: str = "shard-") -> dict[str, int]:
+        """Return the shard servers that run, by name; another ``prefix`` gives other services."""
         records = [run_dirs.read_node_file(run_dir) for run_dir in self.file.nodes.values()]
         return {name: pid for record in records if record for name, pid in record.pids.items()
-                if name.startswith("shard-")}
+                if name.startswith(prefix)}
 
     def signal(self, name: str, number: signal.Signals) -> int:
         """Send a signal to a server; return its pid."""
