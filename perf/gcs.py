@@ -57,9 +57,9 @@ def batches(count: int) -> list[list[tuple[bytes, bytes]]]:
 def bare_pour(length: int, durability: str) -> Iterator[Sample]:
     """Pour frames into a bare chain."""
     frames = [msgspec.msgpack.encode([("kv", key, value) for key, value in rows]) for rows in batches(FRAMES)]
-    with tempfile.TemporaryDirectory() as directory, gcs_bare.chain(length, directory, durability) as socket:
-        gcs_bare.pour(socket, frames[:50], WINDOW)
-        yield lambda: rate(lambda: gcs_bare.pour(socket, frames, WINDOW))
+    with tempfile.TemporaryDirectory() as directory, gcs_bare.chain(length, directory, durability) as ends:
+        gcs_bare.pour(ends, frames[:50], WINDOW)
+        yield lambda: rate(lambda: gcs_bare.pour(ends, frames, WINDOW))
 
 
 @contextmanager

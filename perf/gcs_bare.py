@@ -38,16 +38,13 @@ def serve(name: str, directory: str, following: str | None, durability: str) -> 
     decoder = msgspec.msgpack.Decoder(Frame)
     while True:
         route, number, origin, frame = socket.recv_multipart()
-        if route == peer:
-            socket.send_multipart([origin, number, origin, b""])
-            continue
         rows = [(key, value) for _, key, value in decoder.decode(frame)]
         with environment.begin(write=True) as transaction, transaction.cursor(database) as cursor:
             cursor.putmulti(rows)
         if following:
             socket.send_multipart([peer, number, origin or route, frame])
         else:
-            socket.send_multipart([route, number, origin or route, b""])
+            socket.send_multipart([origin or route, number, b"", b""])
 
 
 def _router(context: Any, name: str, path: str) -> Any:
@@ -61,7 +58,7 @@ def _router(context: Any, name: str, path: str) -> Any:
 
 @contextmanager
 def chain(length: int, directory: str, durability: str) -> Iterator[Any]:
-    """Yield a DEALER that is connected to the head of a bare chain."""
+    """Yield two DEALERs of one name: connected to the head of a bare chain, and to its tail, which answers."""
     names = [f"bare-{place}" for place in range(length)]
     pids = []
     for name, following in zip(names, [*names[1:], None], strict=True):
@@ -70,25 +67,37 @@ def chain(length: int, directory: str, durability: str) -> Iterator[Any]:
             serve(name, directory, following, durability)
         pids.append(pid)
     context: zmq.Context[Any] = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.connect(f"ipc://{directory}/{names[0]}.sock")
+    head = tail = _dealer(context, f"ipc://{directory}/{names[0]}.sock")
+    if length > 1:
+        tail = _dealer(context, f"ipc://{directory}/{names[-1]}.sock")
+        tail.send_multipart([b"hello", b"", msgspec.msgpack.encode([])])
+        tail.recv_multipart()
     try:
-        yield socket
+        yield head, tail
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        socket.close()
+        head.close()
+        tail.close()
         context.term()
 
 
-def pour(socket: Any, frames: list[bytes], window: int) -> None:
+def _dealer(context: Any, endpoint: str) -> Any:
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IDENTITY, b"client")
+    socket.connect(endpoint)
+    return socket
+
+
+def pour(sockets: tuple[Any, Any], frames: list[bytes], window: int) -> None:
     """Send all frames, at most ``window`` of them unanswered."""
+    head, tail = sockets
     sent = answered = 0
     while answered < len(frames):
         while sent < len(frames) and sent - answered < window:
-            socket.send_multipart([b"%d" % sent, b"", frames[sent]])
+            head.send_multipart([b"%d" % sent, b"", frames[sent]])
             sent += 1
-        socket.recv_multipart()
+        tail.recv_multipart()
         answered += 1
