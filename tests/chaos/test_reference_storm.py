@@ -1,6 +1,7 @@
 """References are passed around at random between two nodes, workers are killed, and in the end nothing is left.
 
-A program is determined by its seed; what a value contains follows from its number, so that every read is checked.
+A program is determined by its seed; what a value contains follows from its number, so that every read is checked. Each
+runs on two nodes of one machine, and on two that only a network connects.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import gc
 import os
 import random
 import signal
+from collections.abc import Iterator
 
 import numpy
 import pytest
+from integration.networked import Hosts
 from integration.support import wait_until
 
 import meshray
@@ -20,9 +23,22 @@ from meshray.session import current
 SEEDS = [1, 2, 3]
 MIB = 2**20
 FREED_S = 2.0
-pytestmark = [pytest.mark.usefixtures("two_nodes"), pytest.mark.limit_s(120)]
+pytestmark = pytest.mark.limit_s(120)
 DEATHS = (meshray.exceptions.RayActorError, meshray.exceptions.ObjectLostError, meshray.exceptions.OwnerDiedError,
           meshray.exceptions.WorkerCrashedError)
+
+
+@pytest.fixture
+def network(root) -> Iterator[None]:
+    """Two nodes that meet over TCP on loopback, and this process as a driver of the first."""
+    cluster = Hosts(root)
+    try:
+        cluster.start()
+        cluster.head.join()
+        yield
+    finally:
+        meshray.shutdown()
+        cluster.stop()
 
 
 def value(number, refs):
@@ -142,7 +158,9 @@ class Storm:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_reachable_is_lost_and_nothing_else_is_left(seed):
+@pytest.mark.parametrize("cluster", ["two_nodes", "network"])
+def test_nothing_reachable_is_lost_and_nothing_else_is_left(cluster, seed, request):
+    request.getfixturevalue(cluster)
     storm = Storm(seed)
     meshray.get([keeper.pid.remote() for _, keeper in storm.keepers], timeout=60)
     for _ in range(150):
