@@ -147,7 +147,7 @@ class Process:
     def replayed_ns(self) -> int:
         """Return the CPU time of the journal."""
         assert self.journal is not None
-        return self.journal.cpu_ns(self._make().handle)
+        return self.journal.cpu_ns(lambda: self._make().handle)
 
     def perform(self, effect: Any) -> None:
         """Do what only nodes ask for."""
@@ -317,6 +317,9 @@ class Owner:
     def replayed_ns(self) -> int:
         """Return the CPU time of the journal, without that of the wires."""
         assert self.journal is not None
+        return self.journal.cpu_ns(self._again)
+
+    def _again(self) -> Callable[[tuple[str, Any], int], None]:
         again = Owner(Silence(0), int(self.name[1:]), self.node, self._functions, self._window)
         again.run_ns = self.run_ns
         calls = {call.__name__: call for call in (again._submit, again._take, again._sweep)}
@@ -325,7 +328,7 @@ class Owner:
             again.now_ns = now_ns
             calls[entry[0]](entry[1])
 
-        return self.journal.cpu_ns(decide)
+        return decide
 
     def _sweep(self, _: Any = None) -> None:
         self.submitter.sweep(self.now_ns)

@@ -116,6 +116,8 @@ class Actors:
     def place(self) -> int:
         """Start waiting actors whose place is free; return how many workers more could be used now."""
         context, needed = self._context, 0
+        if not self.actors:
+            return 0
         room = dict(context.ledger.available)
         for actor in self.actors.values():
             if not actor.waits or not self.may_live_here(actor):

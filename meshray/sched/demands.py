@@ -69,6 +69,8 @@ class Claim(msgspec.Struct, eq=False):
     input_bytes: dict[str, int] | None = None
     travel_ns: int = 0
     """How long the inputs of a task would travel to this node."""
+    able: bool = False
+    """Whether this node is large enough and carries the right labels: both stay as they are while the node lives."""
     leases: dict[int, Lease] = {}
     remote: dict[str, Ask] = {}
     lent: int = 0
@@ -152,6 +154,7 @@ class Demands:
         claim.count = max(0, demand.count)
         claim.label = demand.label
         claim.strategy = demand.strategy
+        claim.able = self._context.able(need, demand.strategy)
         claim.backlog = demand.backlog
         claim.mean_ns = demand.mean_ns
         claim.input_bytes = demand.input_bytes if self._context.locality else None
@@ -225,7 +228,7 @@ class Demands:
     def waiting(self) -> list[Claim]:
         """Return the claims that want more than they hold."""
         return [claim for owner in self.owners.values() if owner.claims
-                for claim in owner.claims.values() if claim.missing]
+                for claim in owner.claims.values() if claim.count > len(claim.leases) + claim.lent]
 
     def grant(self, waiting: list[Claim]) -> int:
         """Grant what resources and idle workers allow, in turns; return how many workers more could be used now.
@@ -242,10 +245,9 @@ class Demands:
             if self._wanted_here(claim):
                 heap.append((self._turn(claim, 0), position, claim, 0))
         heapq.heapify(heap)
+        room = dict(ledger.available) if heap else {}
         while heap:
             _, position, claim, pending = heapq.heappop(heap)
-            room = dict(ledger.available)
-            policy.subtract(room, starting)
             blocked = not claim.owner.nested and not kept.isdisjoint(claim.need)
             if blocked or not policy.covers(room, claim.need) or not ledger.fits(claim.need):
                 if policy.keeps_free(context.now_ns - claim.since_ns) and ledger.possible(claim.need):
@@ -258,6 +260,7 @@ class Demands:
                 pending += 1
                 for name, amount in claim.need.items():
                     starting[name] = starting.get(name, 0) + amount
+            policy.subtract(room, claim.need)
             claim.short -= 1
             if self._wanted_here(claim) > pending:
                 heapq.heappush(heap, (self._turn(claim, pending), position, claim, pending))
@@ -270,7 +273,7 @@ class Demands:
     def _wanted_here(self, claim: Claim) -> int:
         """Return how many more leases the claim may get from this node, resources aside."""
         strategy = claim.strategy
-        if not self._context.able(claim.need, strategy):
+        if not claim.able:
             return 0
         if claim.away and not policy.may_run_away(
                 self._context.now_ns - claim.since_ns, backlog=claim.backlog, mean_ns=claim.mean_ns,
@@ -310,13 +313,14 @@ class Demands:
         """Return who lacks resources here, as ``grant`` found: first of all the workers that went on after waiting,
         for what they took beyond the total."""
         over = dict.fromkeys(self._context.ledger.oversubscribed(), 0)
-        unblocked = [Waiter("unblocked", "", 0, 0, 0, over, 1)] if over else []
-        return unblocked + [
-            Waiter((claim.owner.name, claim.klass), claim.owner.name, claim.owner.held, len(claim.leases),
-                   claim.since_ns, claim.need, min(claim.short, self._wanted_here(claim)), claim.owner.nested,
-                   claim.away)
-            for claim in waiting
-            if claim.entitled and claim.short and claim.missing and self._wanted_here(claim)]
+        found = [Waiter("unblocked", "", 0, 0, 0, over, 1)] if over else []
+        for claim in waiting:
+            short = min(claim.short, self._wanted_here(claim)) if claim.entitled and claim.short else 0
+            if short:
+                found.append(Waiter((claim.owner.name, claim.klass), claim.owner.name, claim.owner.held,
+                                    len(claim.leases), claim.since_ns, claim.need, short, claim.owner.nested,
+                                    claim.away))
+        return found
 
     def reclaim(self, waiters: list[Waiter]) -> None:
         """Ask back what ``policy`` says others should have."""

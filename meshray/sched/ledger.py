@@ -97,6 +97,8 @@ class Ledger:
 
     def oversubscribed(self) -> Resources:
         """Return by how much more is held than there is."""
+        if min(self.available.values()) >= 0:
+            return {}
         return {name: -amount for name, amount in self.available.items() if amount < 0}
 
     def _holds(self, allocation: Allocation) -> Resources:

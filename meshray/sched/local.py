@@ -2,7 +2,8 @@
 
 *Pure.* Runs in the node process.
 
-1. Every event is followed by one scheduling pass: place actors, grant leases, start workers, ask back, spill over.
+1. Every event from which something can follow here is followed by one scheduling pass: place actors, grant leases,
+   start workers, ask back, spill over. What passes between our sessions and other nodes' workers needs none.
 2. A pass never waits: what cannot be decided now is looked at again at ``deadline_ns``.
 3. Sessions are known by the route they registered on; what comes from a route nobody registered is ignored.
 
@@ -185,8 +186,10 @@ class LocalScheduler:
                 self._remote_demand(route, message)
             case RemoteLeaseGranted():
                 self._spill.granted(route, message)
+                return False
             case RemoteLeaseReclaimed():
                 self._spill.reclaimed(message)
+                return False
             case ReturnRemoteLease():
                 for number in message.leases:
                     lease = self._demands.leases.get(number)
@@ -225,12 +228,15 @@ class LocalScheduler:
                         self._presence.ran(demand.mean_ns)
                     self._spill.trim(self._demands.declare(owner, demand))
             case ReturnLease():
+                useful = False
                 for number in message.leases:
                     lease = self._demands.leases.get(number)
                     if lease is not None and lease.claim.owner is owner:
                         self._demands.returned(number)
+                        useful = True
                     elif lease is None and self._spill.owner_of(number) is owner:
-                        self._spill.returned(number)
+                        useful = self._spill.returned(number) or useful
+                return useful
             case ActorStarted() | ActorBuilding():
                 if worker is not None:
                     self._actors.started(worker, message)

@@ -61,6 +61,8 @@ class Pool:
         self.starting = 0
         self._by_route: dict[bytes, Worker] = {}
         self._idle: dict[str, Worker] = {}
+        self._not_for_tasks: set[str] = set()
+        """Workers that are an actor's or about to end."""
         self._cpus = cpus
         self._prestart = prestart
         self._spare = 0
@@ -91,6 +93,7 @@ class Pool:
         worker.state = state
         worker.since_ns = now_ns
         if state == ACTOR:
+            self._not_for_tasks.add(worker.name)
             self._spare = min(SPARE_MAX, self._spare + 1)
             self._actor_taken_ns = now_ns
         return worker
@@ -105,6 +108,7 @@ class Pool:
     def leaving(self, worker: Worker) -> None:
         """A worker is about to end: hand it out no more."""
         worker.state = LEAVING
+        self._not_for_tasks.add(worker.name)
         self._idle.pop(worker.name, None)
 
     def died(self, name: str) -> Worker | None:
@@ -112,6 +116,7 @@ class Pool:
         worker = self.workers.pop(name, None)
         if worker is not None:
             self._idle.pop(name, None)
+            self._not_for_tasks.discard(name)
             self._by_route.pop(worker.route, None)
         return worker
 
@@ -129,7 +134,7 @@ class Pool:
             return 0
         if self._spare and now_ns - self._actor_taken_ns > SPARE_QUIET_NS:
             self._spare = 0
-        for_tasks = sum(1 for worker in self.workers.values() if worker.state in (IDLE, LEASED))
+        for_tasks = len(self.workers) - len(self._not_for_tasks)
         missing = max(needed + self._spare - self.idle, self._prestart - for_tasks) - self.starting
         count = max(0, min(missing, config.WORKERS_STARTING_MAX - self.starting))
         self.starting += count
@@ -150,5 +155,6 @@ class Pool:
             assert worker.state != IDLE or worker.allocation is None, f"idle {worker.name} holds resources"
             assert worker.state != LEASED or worker.lease, f"leased {worker.name} has no lease"
             assert worker.state != ACTOR or worker.actor, f"{worker.name} should be an actor's"
-        assert self._idle.keys() <= self.workers.keys()
+            assert (worker.state in (ACTOR, LEAVING)) == (worker.name in self._not_for_tasks), f"{worker.name} counts"
+        assert self._idle.keys() | self._not_for_tasks <= self.workers.keys()
         assert 0 <= self.starting <= config.WORKERS_STARTING_MAX

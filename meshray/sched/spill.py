@@ -286,7 +286,7 @@ class Spill:
         return lease.claim.owner if lease is not None else None
 
     def returned(self, number: int, *, kill: bool = False) -> bool:
-        """An owner is done with a lease of another node; False if ``number`` is none."""
+        """An owner is done with a lease of another node. Whether it misses one now, which this node may have."""
         lease = self.leases.pop(number, None)
         if lease is None:
             return False
@@ -295,7 +295,7 @@ class Spill:
         if not kill and not lease.claim.missing:
             self._hand_over(lease, endpoint)
         self._context.send_to(lease.node, endpoint, ReturnRemoteLease([number], kill))
-        return True
+        return lease.claim.missing > 0
 
     def lost(self, message: LeaseLost) -> None:
         """A worker of another node died."""
