@@ -111,10 +111,14 @@ class RemoteLeaseGranted(Message, tag=75):
 
 class ReturnRemoteLease(Message, tag=76):
     """node -> granting node. The owner is done with these leases, or died: then ``kill`` the workers, which may still
-    run its tasks. Idempotent by lease."""
+    run its tasks. ``asked``: the owner can use so many leases of class ``klass`` from now on, those it keeps among
+    them, as if RequestRemoteLease had said so (-1: as many as before). Idempotent by lease."""
 
     leases: list[int]
     kill: bool = False
+    owner: str = ""
+    klass: int = 0
+    asked: int = -1
 
 
 class RemoteLeaseReclaimed(Message, tag=77):

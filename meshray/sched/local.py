@@ -191,11 +191,7 @@ class LocalScheduler:
                 self._spill.reclaimed(message)
                 return False
             case ReturnRemoteLease():
-                for number in message.leases:
-                    lease = self._demands.leases.get(number)
-                    if lease is not None and lease.claim.owner.route == route:
-                        self._demands.returned(number, kill=message.kill)
-                        self._forget_remote(lease.claim.owner)
+                self._remote_returned(route, message)
             case LeaseLost():
                 self._spill.lost(message)
             case DemandPlaced():
@@ -228,14 +224,12 @@ class LocalScheduler:
                         self._presence.ran(demand.mean_ns)
                     self._spill.trim(self._demands.declare(owner, demand))
             case ReturnLease():
-                useful = False
+                useful = self._spill.returned(owner, message.leases)
                 for number in message.leases:
                     lease = self._demands.leases.get(number)
                     if lease is not None and lease.claim.owner is owner:
                         self._demands.returned(number)
                         useful = True
-                    elif lease is None and self._spill.owner_of(number) is owner:
-                        useful = self._spill.returned(number) or useful
                 return useful
             case ActorStarted() | ActorBuilding():
                 if worker is not None:
@@ -308,6 +302,20 @@ class LocalScheduler:
             owner.route = route
             owner.job = message.job
             self._demands.declare(owner, message.demand).entitled = message.entitled
+            self._forget_remote(owner)
+
+    def _remote_returned(self, route: bytes, message: ReturnRemoteLease) -> None:
+        owner = self._demands.owners.get(message.owner)
+        claim = owner.claims.get(message.klass) if owner is not None and owner.route == route else None
+        if claim is not None and message.asked >= 0:
+            claim.count = message.asked
+            self._demands.tidy(claim)
+        for number in message.leases:
+            lease = self._demands.leases.get(number)
+            if lease is not None and lease.claim.owner.route == route:
+                self._demands.returned(number, kill=message.kill)
+                self._forget_remote(lease.claim.owner)
+        if owner is not None:
             self._forget_remote(owner)
 
     def _forget_remote(self, owner: Owner) -> None:

@@ -280,22 +280,26 @@ class Spill:
         if lease is not None:
             self._context.send(lease.claim.owner.route, LeaseReclaimed(message.lease))
 
-    def owner_of(self, number: int) -> Owner | None:
-        """Return whose lease of another node this is."""
-        lease = self.leases.get(number)
-        return lease.claim.owner if lease is not None else None
-
-    def returned(self, number: int, *, kill: bool = False) -> bool:
-        """An owner is done with a lease of another node. Whether it misses one now, which this node may have."""
-        lease = self.leases.pop(number, None)
-        if lease is None:
-            return False
-        endpoint = lease.claim.remote[lease.node].endpoint
-        self._release(lease)
-        if not kill and not lease.claim.missing:
-            self._hand_over(lease, endpoint)
-        self._context.send_to(lease.node, endpoint, ReturnRemoteLease([number], kill))
-        return lease.claim.missing > 0
+    def returned(self, owner: Owner, numbers: list[int], *, kill: bool = False) -> bool:
+        """An owner is done with leases of other nodes. Whether it misses one now, which this node may have."""
+        done: dict[tuple[int, str], list[int]] = {}
+        for number in numbers:
+            lease = self.leases.get(number)
+            if lease is not None and lease.claim.owner is owner:
+                del self.leases[number]
+                done.setdefault((lease.claim.klass, lease.node), []).append(number)
+        misses = False
+        for (klass, node), leases in done.items():
+            claim = owner.claims[klass]
+            ask = claim.remote[node]
+            claim.lend(node, -len(leases))
+            claim.ask(node, ask.endpoint, -max(0, min(ask.asked - ask.held, claim.sought - claim.missing)))
+            if not kill and not claim.missing:
+                self._hand_over(claim, node, ask.endpoint, len(leases))
+            self._context.send_to(node, ask.endpoint, ReturnRemoteLease(leases, kill, owner.name, klass, ask.asked))
+            misses = misses or claim.missing > 0
+            self.trim(claim)
+        return misses
 
     def lost(self, message: LeaseLost) -> None:
         """A worker of another node died."""
@@ -304,16 +308,16 @@ class Spill:
             self._release(lease)
             self._context.send(lease.claim.owner.route, message)
 
-    def _hand_over(self, lease: RemoteLease, endpoint: str) -> None:
-        """A worker elsewhere is not needed any longer: seek it for another class of the same owner that waits."""
-        given = lease.claim
+    def _hand_over(self, given: Claim, node: str, endpoint: str, count: int) -> None:
+        """Workers elsewhere are not needed any longer: seek them for another class of the same owner that waits."""
         for claim in given.owner.claims.values():
-            if claim is not given and claim.missing > claim.sought and claim.need == given.need and not claim.away and (
+            more = min(count, claim.missing - claim.sought)
+            if more > 0 and claim is not given and claim.need == given.need and not claim.away and (
                     claim.strategy == given.strategy) and claim.strategy.kind == "default":
-                ask = claim.ask(lease.node, endpoint, 1)
+                ask = claim.ask(node, endpoint, more)
                 ask.progress_ns = self._context.now_ns
-                self._send_ask(claim, lease.node, ask)
-                return
+                self._send_ask(claim, node, ask)
+                count -= more
 
     def _release(self, lease: RemoteLease) -> None:
         """A lease of another node has ended; another one is sought there if it is still missed."""
@@ -327,8 +331,7 @@ class Spill:
             return
         for claim in list(owner.claims.values()):
             claim.count = 0
-            for number in [number for number, lease in self.leases.items() if lease.claim is claim]:
-                self.returned(number, kill=True)
+            self.returned(owner, [number for number, lease in self.leases.items() if lease.claim is claim], kill=True)
             self.trim(claim)
 
     def node_gone(self, node: str) -> None:

@@ -219,7 +219,7 @@ class Submitter:
             return
         if not lease.outstanding:
             if not _spent(lease):
-                self._give_back(lease)
+                self._give_back([lease])
         elif not lease.reclaimed:
             lease.reclaimed = True
             if len(lease.outstanding) > 1:
@@ -272,7 +272,7 @@ class Submitter:
         if not lease.outstanding:
             if lease.reclaimed and not _spent(lease):
                 klass.hungry += 1
-                self._give_back(lease)
+                self._give_back([lease])
             else:
                 lease.idle_since_ns = lease.answered_ns
                 klass.hungry += 1
@@ -302,7 +302,7 @@ class Submitter:
             klass.hungry += 1
             lease.idle_since_ns = self._session.now_ns
             if lease.reclaimed:
-                self._give_back(lease)
+                self._give_back([lease])
         self.pump(klass)
 
     def _recall(self, lease: Lease) -> None:
@@ -347,21 +347,22 @@ class Submitter:
     def _rest(self, klass: SchedulingClass, since_ns: int) -> None:
         idle = [lease for lease in klass.leases.values()
                 if not lease.outstanding and lease.idle_since_ns < since_ns and not _spent(lease)]
-        for lease in idle:
-            self._give_back(lease)
+        if idle:
+            self._give_back(idle)
 
     def deadline_ns(self) -> int | None:
         """Return when ``sweep`` is due."""
         return self._next_sweep_ns if self.leases else None
 
-    def _give_back(self, lease: Lease) -> None:
-        klass = lease.klass
-        self.leases.pop(lease.number, None)
-        if klass.leases.pop(lease.number, None) is not None:
-            klass.hungry -= 1
+    def _give_back(self, leases: list[Lease]) -> None:
+        klass = leases[0].klass
+        for lease in leases:
+            self.leases.pop(lease.number, None)
+            if klass.leases.pop(lease.number, None) is not None:
+                klass.hungry -= 1
         self._dirty[klass.number] = klass
         self._declare(klass)
-        self._session.to_node(ReturnLease([lease.number]))
+        self._session.to_node(ReturnLease([lease.number for lease in leases]))
 
     def return_all(self) -> None:
         """Give every lease back: the session ends."""

@@ -20,7 +20,14 @@ from meshray.messages.node import (
     WorkerUnblocked,
 )
 from meshray.messages.objects import HoldersDied, ReleaseObjects
-from meshray.messages.sched import NodeGone, RemoteLeaseGranted, RequestRemoteLease
+from meshray.messages.sched import (
+    DemandPlaced,
+    NodeGone,
+    PlaceDemand,
+    RemoteLeaseGranted,
+    RequestRemoteLease,
+    ReturnRemoteLease,
+)
 from meshray.messages.tasks import TaskEntry
 from meshray.sched.events import (
     ActorStateChanged,
@@ -223,3 +230,42 @@ def test_actors_end_with_their_creator_unless_detached() -> None:
 
     assert ended(bench.event(WorkerDied("w1", Death("w1", 1, "node-1")))) == [b"a"]
     assert ended(bench.says("node-2", HoldersDied(["elsewhere", "nobody"]))) == [b"c"]
+
+
+def borrowing_bench() -> Bench:
+    """A node without CPUs whose driver was lent two workers by another node, after one word from a replica."""
+    bench = Bench(cpus=0, schedulers={"s1": "ipc://s1"})
+    bench.driver("d1")
+    effects = bench.wants("d1", 2)
+    request = sent(effects, PlaceDemand)[0].request
+    bench.says(">s1", DemandPlaced(request, [("node-2", "ipc://node-2", 2)]))
+    for number in (1, 2):
+        bench.says("node-2", RemoteLeaseGranted("d1", 0, number, f"w{number}", "ipc://w", "node-2", number))
+    return bench
+
+
+def test_leases_that_end_together_are_returned_in_one_message_that_takes_the_demand_back() -> None:
+    bench = borrowing_bench()
+    bench.wants("d1", 0)
+    effects = bench.says("d1", ReturnLease([1, 2]))
+    assert sent(effects, ReturnRemoteLease) == [ReturnRemoteLease([1, 2], False, "d1", 0, 0)]
+    assert sent(effects, RequestRemoteLease) == []
+
+
+def test_a_returned_lease_that_is_still_wanted_is_sought_again() -> None:
+    bench = borrowing_bench()
+    effects = bench.says("d1", ReturnLease([1]))
+    assert sent(effects, ReturnRemoteLease) == [ReturnRemoteLease([1], False, "d1", 0, 2)]
+
+
+def test_a_lease_that_comes_back_from_another_node_takes_its_demand_along() -> None:
+    bench = Bench(cpus=1)
+    bench.worker()
+    asked = RequestRemoteLease("far", "node-2", "job", Demand(3, CPU, 1))
+    (granted,) = sent(bench.says("node-2", asked), RemoteLeaseGranted)
+    effects = bench.says("node-2", ReturnRemoteLease([granted.lease], False, "far", 3, 0))
+    assert sent(effects, RemoteLeaseGranted) == []
+    assert bench.machine.statistics()["owners"] == 1, "only the worker's session is known"
+    (granted,) = sent(bench.says("node-2", asked), RemoteLeaseGranted)
+    effects = bench.says("node-2", ReturnRemoteLease([granted.lease], False, "far", 3, 1))
+    assert len(sent(effects, RemoteLeaseGranted)) == 1, "it is still asked for"

@@ -275,7 +275,7 @@ def test_idle_leases_are_returned_after_a_while_and_the_demand_goes_to_nothing()
     assert session.take_sent(ReturnLease) == [], "not before the time is over"
     session.now_ns += config.LEASE_IDLE_NS
     session.submitter.sweep(session.now_ns)
-    assert session.take_sent(ReturnLease) == [ReturnLease([1]), ReturnLease([2])]
+    assert session.take_sent(ReturnLease) == [ReturnLease([1, 2])]
     assert demands(session)[-1] == 0
     check(session, klass)
 
