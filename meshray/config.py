@@ -200,6 +200,12 @@ SERVE_HOLD_SHORT_NS = 500 * MILLISECOND_NS
 SERVE_ASKERS_MAX = 1000
 """Nodes that may take one object from the same holder; beyond it the one that asked longest ago loses its ticket."""
 
+MALLOC_MMAP_BYTES = 32 * MIB
+"""In a node process, blocks below this are reused when they are freed (the most that glibc allows)."""
+
+MALLOC_KEPT_BYTES = 64 * MIB
+"""Freed memory above this goes back to the system: as much as a few holders' windows of chunks."""
+
 BULK_REQUEST_BYTES_MAX = 64 * KIB
 """Largest frame that the bulk socket accepts from those who ask; a request has less than 1 KiB."""
 

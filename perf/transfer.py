@@ -8,6 +8,8 @@ Rows::
     pull_of_tcp            verified pull over loopback, as a share of a raw TCP stream between two Python processes;
                            chunks travel readable (``bulk_encryption: off``), their digests do not
     pull_of_tcp_encrypted  the same with CURVE on the chunks too, as by default
+    pull_of_unverified     the bulk plane with verification against itself without (``perf.bulk_pair``), encrypted, as
+                           by default; ``pull_of_unverified_plain`` the same unencrypted
     resent_share           bytes moved for an object that shares 90 % of its chunks with one that is there
     lease_p99_under_pull   p99 of a lease round trip while 1 GiB is pulled over the link, against idle
     locality_10mb_vs_100kb time of 1000 tasks that each need one random 10 MB object of two nodes, against 100 KB
@@ -29,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from perf import bulk_pair
 from perf import hosts as hosts_module
 from perf.host_cluster import Cluster, on_loopback, result_of
 from perf.hosts import Hosts
@@ -37,8 +40,8 @@ PROGRAMS = "perf.transfer_programs"
 LINK_MBIT = 1000
 LINK_BYTES_PER_S = LINK_MBIT * 1e6 / 8
 MIB = 1 << 20
-TARGETS = {"pull_of_link": ">= 0.9", "pull_of_tcp": ">= 0.5", "resent_share": "<= 0.11",
-           "lease_p99_under_pull": "<= 3", "t8_over_t1": "<= 1.6",
+TARGETS = {"pull_of_link": ">= 0.9", "pull_of_tcp": ">= 0.5", "pull_of_unverified": ">= 0.85",
+           "resent_share": "<= 0.11", "lease_p99_under_pull": "<= 3", "t8_over_t1": "<= 1.6",
            "locality_10mb_vs_100kb": "<= 1.3"}
 
 
@@ -133,6 +136,17 @@ def against_tcp() -> list[dict[str, Any]]:
             row("pull_of_tcp_encrypted", statistics.median(sealed) / limit, "share")]
 
 
+def unverified() -> list[dict[str, Any]]:
+    """Measure what verifying chunks costs, in the bulk plane alone."""
+    rates = bulk_pair.measure(512 * MIB, 5)
+    rows = []
+    for kind, suffix in (("encrypted", ""), ("plain", "_plain")):
+        with_, without = rates[f"{kind}_verified"], rates[f"{kind}_unverified"]
+        rows += [row(f"bulk_rate{suffix}", with_ / 1e6, "MB/s", without / 1e6),
+                 row(f"pull_of_unverified{suffix}", with_ / without, "share")]
+    return rows
+
+
 def resent() -> list[dict[str, Any]]:
     """Measure the bytes moved for the second of two objects that share 90 % of their chunks."""
     size_bytes = 200 * MIB
@@ -173,7 +187,7 @@ def locality() -> list[dict[str, Any]]:
 
 
 PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "link": over_link, "tcp": against_tcp, "resent": resent, "locality": locality}
+    "link": over_link, "tcp": against_tcp, "unverified": unverified, "resent": resent, "locality": locality}
 
 
 def show(rows: list[dict[str, Any]], as_json: bool) -> None:

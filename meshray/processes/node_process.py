@@ -24,7 +24,7 @@ from meshray.ids import process_name
 from meshray.machine import Received
 from meshray.messages.state import StopCluster
 from meshray.node_config import NodeConfig, NodeFile
-from meshray.processes import run_dirs, state_dirs
+from meshray.processes import allocation, run_dirs, state_dirs
 from meshray.processes.key_ring import KeyRing
 from meshray.processes.node import NodeMachine
 from meshray.processes.node_events import (
@@ -83,6 +83,7 @@ class NodeProcess:
         self.machine = self._make_machine()
         if self._ring is not None:
             self.machine.keys.rows.update(self._ring.rows)
+            self._bulk.start()
         self.host = Host(
             self.machine, self.peers,
             perform={ForkWorker: lambda effect: self._zygote.fork(effect.name),
@@ -115,7 +116,9 @@ class NodeProcess:
         return self._switch, links.endpoint
 
     def _open_bulk(self) -> BulkSockets:
-        return BulkSockets(process_endpoint(self.settings.run_dir, "bulk"))
+        allocation.keep_freed_memory()
+        allowed = self._ring.allowed if self._ring is not None else None
+        return BulkSockets(process_endpoint(self.settings.run_dir, "bulk"), self.settings.network, allowed)
 
     def _make_machine(self) -> NodeMachine:
         settings = self.settings
@@ -128,7 +131,8 @@ class NodeProcess:
                              resolve_node=lambda name: self.machine.peers.get(name),
                              nodes=lambda: self.machine.peers, bulk=self._bulk.start,
                              draw=random.Random().randrange, entropy=os.urandom,
-                             board=self._board, to_disk=self._spill_files is not None)
+                             board=self._board, to_disk=self._spill_files is not None,
+                             counters=self._bulk.statistics)
         gcs = GcsClient(process_name("client", os.urandom(8)), settings.shards)
         return NodeMachine(settings, self.node, endpoint, entropy=lambda: os.urandom(8),
                            scheduler=scheduler, store=store, pins=self._board, gcs=gcs, pid=os.getpid())

@@ -72,10 +72,13 @@ class StoreService:
 
     def __init__(self, capacity_bytes: int, node: str, *, resolve_node: Callable[[str], str | None],
                  nodes: Callable[[], Iterable[str]], bulk: Callable[[], str], draw: Callable[[int], int],
-                 entropy: Callable[[int], bytes], board: Board | None = None, to_disk: bool = False) -> None:
+                 entropy: Callable[[int], bytes], board: Board | None = None, to_disk: bool = False,
+                 counters: Callable[[], dict[str, int]] = dict) -> None:
         """``resolve_node`` maps a node's name to its endpoint, or None; ``nodes`` are the names of all that are known;
         ``bulk`` is where our bulk socket listens; ``draw(n)`` and ``entropy(n)`` return a random number below n, and n
-        random bytes; ``board`` knows who reads in place; ``to_disk``: what has no room may be spilled."""
+        random bytes; ``board`` knows who reads in place; ``to_disk``: what has no room may be spilled;
+        ``counters`` are those of the bulk plane."""
+        self._counters = counters
         self.directory = ArenaDirectory(capacity_bytes, node, board)
         self.spiller = Spiller(self.directory, to_disk=to_disk)
         self.index = ChunkIndex()
@@ -141,7 +144,7 @@ class StoreService:
 
     def statistics(self) -> dict[str, int]:
         """Return the counters of all parts."""
-        return {key: value for part in self._parts for key, value in part.statistics().items()}
+        return {**self._counters(), **{key: value for part in self._parts for key, value in part.statistics().items()}}
 
     def check(self) -> None:
         """Assert every invariant of every part."""

@@ -14,6 +14,7 @@ import zmq
 
 from meshray import config
 from meshray.messages.objects import Chunk, ChunksRefused, RequestChunks
+from meshray.node_config import Network
 from meshray.store.arena_file import ArenaFile
 from meshray.store.bulk import Bulk
 from meshray.store.events import (
@@ -32,6 +33,7 @@ from meshray.store.events import (
 from meshray.store.manifest import chunk_count, digests_of
 from meshray.transport.bulk_sockets import BulkSockets
 from meshray.transport.codec import decode, encode
+from meshray.transport.curve import AllowList, KeyPair
 
 CHUNK = config.CHUNK_BYTES
 DATA = os.urandom(3 * CHUNK + 1000)
@@ -43,10 +45,16 @@ TICKET = b"sesame"
 class Side:
     """A bulk thread with its arena; ``events`` collects what it tells."""
 
-    def __init__(self, directory: Path, endpoint: str) -> None:
+    def __init__(self, directory: Path, kind: str, allowed: AllowList) -> None:
         directory.mkdir()
+        network = None
+        if kind != "ipc":
+            pair = KeyPair.make(directory.name)
+            pair.save(str(directory / "key"))
+            allowed.allow(pair.name, pair.public)
+            network = Network(key_file=str(directory / "key"), bulk_encryption=kind == "encrypted")
         self.file = ArenaFile.create(str(directory / "arena"), 16 * config.MIB)
-        self.bulk = Bulk(self.file, lambda: BulkSockets(endpoint))
+        self.bulk = Bulk(self.file, lambda: BulkSockets(f"ipc://{directory}/bulk.sock", network, allowed))
         self.events: list[Any] = []
 
     def until(self, done: Callable[[], bool]) -> None:
@@ -64,12 +72,10 @@ class Side:
         self.file.close()
 
 
-@pytest.fixture(params=["ipc", "tcp"])
+@pytest.fixture(params=["ipc", "plain", "encrypted"])
 def sides(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Side, Side]]:
-    def endpoint(name: str) -> str:
-        return f"ipc://{tmp_path}/{name}.sock" if request.param == "ipc" else "tcp://127.0.0.1:0"
-
-    pair = Side(tmp_path / "holder", endpoint("h")), Side(tmp_path / "taker", endpoint("t"))
+    allowed = AllowList()
+    pair = Side(tmp_path / "holder", request.param, allowed), Side(tmp_path / "taker", request.param, allowed)
     yield pair
     for side in pair:
         side.close()
@@ -142,6 +148,7 @@ def test_without_a_ticket_nothing_is_served_and_not_after_it_was_revoked(sides: 
     assert not taker.chunks(ChunksArrived) and holder.bulk.statistics()["bulk_sent_bytes"] == 0
 
 
+@pytest.mark.parametrize("sides", ["ipc", "plain"], indirect=True)
 def test_strangers_hurt_nobody(sides: tuple[Side, Side]) -> None:
     holder, taker = sides
     endpoint = serve(holder)
