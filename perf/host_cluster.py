@@ -103,11 +103,12 @@ class Cluster:
         """Return the counters of the node of ``place``."""
         return next(row["statistics"] for row in self.describe(place) if row["name"] == place.name)
 
-    def start_program(self, place: Host, module: str, *arguments: str) -> subprocess.Popen[str]:
+    def start_program(self, place: Host, module: str, *arguments: str, stdin: int | None = None
+                      ) -> subprocess.Popen[str]:
         """Start ``python -m module`` on ``place``, as a driver of its node."""
-        return self._hosts.run(place, [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True,
-                               environment={**self._places_of(place),
-                                            "MESHRAY_ADDRESS": self.nodes[place.name].endpoint})
+        return self._hosts.run(place, [sys.executable, "-m", module, *arguments], stdin=stdin, stdout=subprocess.PIPE,
+                               text=True, environment={**self._places_of(place),
+                                                        "MESHRAY_ADDRESS": self.nodes[place.name].endpoint})
 
     def program(self, place: Host, module: str, *arguments: str) -> Any:
         """Run ``python -m module`` on ``place``; return the JSON value in its last line. Raise RuntimeError."""

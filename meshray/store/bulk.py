@@ -70,6 +70,7 @@ class Bulk:
         self._found: dict[tuple[Kind, bytes, str], list[int]] = {}
         self._ended: list[TransferEnded] = []
         self._thread: Thread | None = None
+        self._failure: BaseException | None = None
         self._received_bytes = 0
         self._sent_bytes = 0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -94,7 +95,9 @@ class Bulk:
         os.eventfd_write(self._wake_fd, 1)
 
     def drain(self) -> Iterable[Any]:
-        """Return the events that are ready."""
+        """Return the events that are ready. Raise RuntimeError if the thread has failed: the node is of no use then."""
+        if self._failure is not None:
+            raise RuntimeError("the bulk thread failed") from self._failure
         if not self._found and not self._ended:
             return ()
         with self._lock:
@@ -119,21 +122,30 @@ class Bulk:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self, sockets: BulkSockets) -> None:
+        try:
+            self._serve_and_take(sockets)
+        except BaseException as error:
+            with self._lock:
+                self._failure = error
+                os.eventfd_write(self.fd, 1)
+        finally:
+            sockets.close()
+
+    def _serve_and_take(self, sockets: BulkSockets) -> None:
         while True:
-            sockets.wait(0 if self._copies else -1)
-            if self._work and not self._take_work(sockets):
-                break
+            if sockets.wait(0 if self._copies else -1):
+                os.eventfd_read(self._wake_fd)
+            if not self._take_work(sockets):
+                return
             for route, frame in sockets.requests(_BATCH):
                 self._serve(sockets, route, frame)
             for holder, frames in sockets.answers(_BATCH):
                 self._take(holder, frames)
             if self._copies:
                 self._copy(*self._copies.popleft())
-        sockets.close()
 
     def _take_work(self, sockets: BulkSockets) -> bool:
         """Do what the control loop wants; False if it wants the thread to end."""
-        os.eventfd_read(self._wake_fd)
         while self._work:
             work = self._work.popleft()
             match work:

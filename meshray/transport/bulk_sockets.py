@@ -94,9 +94,9 @@ class BulkSockets:
         """Let ``wait`` also return when ``fd`` is readable."""
         self._interest.append((fd, zmq.POLLIN))
 
-    def wait(self, timeout_ms: int) -> None:
-        """Sleep until something can be received or a watched fd is ready."""
-        zmq_poll(self._interest, timeout_ms)
+    def wait(self, timeout_ms: int) -> bool:
+        """Sleep until something can be received or a watched fd is ready. True if a watched fd is."""
+        return any(type(source) is int for source, _ in zmq_poll(self._interest, timeout_ms))
 
     # --- asking --------------------------------------------------------------------------------------------------
 

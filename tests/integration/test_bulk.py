@@ -167,3 +167,24 @@ def test_strangers_hurt_nobody(sides: tuple[Side, Side]) -> None:
     taker.until(lambda: taker.chunks(ChunksArrived) == [0])
     stranger.close()
     context.term()
+
+
+def test_orders_that_come_while_the_thread_works_are_neither_lost_nor_its_end(sides: tuple[Side, Side]) -> None:
+    holder, taker = sides
+    endpoint = serve(holder)
+    for number in range(1, 40):
+        taker.bulk.submit(BeginTransfer(number, b"x", 8192, len(DATA), DIGESTS))
+        taker.bulk.submit(AskChunks(b"x", "holder", endpoint, TICKET, [3]))
+        taker.bulk.submit(EndTransfer(number))
+    taker.until(lambda: TransferEnded(39) in taker.events)
+    taker.bulk.submit(BeginTransfer(40, b"x", 8192, len(DATA), DIGESTS))
+    ask(taker, endpoint, [0])
+    taker.until(lambda: 0 in taker.chunks(ChunksArrived))
+
+
+def test_a_thread_that_fails_ends_the_node(sides: tuple[Side, Side]) -> None:
+    _, taker = sides
+    taker.bulk.start()
+    taker.bulk.submit(EndTransfer(77))
+    with pytest.raises(RuntimeError, match="the bulk thread failed"):
+        taker.until(lambda: False)
