@@ -59,6 +59,17 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ssh_private_key: str = ""
 
 
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many rows of what has ended the control store keeps as history: the newest of each kind."""
+
+    jobs: Annotated[int, Meta(ge=0)] = 1_000
+    """Jobs that ended. A job's functions go with its end, whether or not its row stays."""
+    actors: Annotated[int, Meta(ge=0)] = 10_000
+    """Dead actors. Who still has a handle to one that is not kept is told no cause of its death."""
+    nodes: Annotated[int, Meta(ge=0)] = 1_000
+    """Nodes that are gone."""
+
+
 class NodeSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """One node. What is not given is this node's even part of the machine, or all of it where it is alone. Objects that
     have no room in memory go to ``spill_directory`` (a path on a disk of that machine), at most ``spill_max`` bytes of
@@ -118,6 +129,8 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     keep_state: bool = False
     """Provider local: whether the control store outlives ``down`` and a restart of the machine, in the state directory;
     the next ``up`` continues with it."""
+    retention: Retention = Retention()
+    """How much history the control store keeps."""
     schedulers: Annotated[int, Meta(ge=1, le=16)] = 2
     locality: bool = True
 

@@ -119,6 +119,13 @@ HEARTBEAT_NS = 100 * MILLISECOND_NS
 SUSPICION_NS = 3 * SECOND_NS
 """A node unheard of this long is given up. Far above any stall seen at 100 % CPU."""
 
+ACTOR_ROW_WAIT_NS = 10 * SECOND_NS
+"""How long the row of an actor may be late before it counts as removed: longer than a failover of its shard."""
+
+RETENTION_SWEEP_NS = 60 * SECOND_NS
+"""How often what has ended is looked for in the tables. A job's leftovers go two sweeps after its end, by when nothing
+that it wrote is still on the way."""
+
 WORKER_IDLE_NS = 2 * SECOND_NS
 """Idle workers above the number of CPUs are ended after this."""
 

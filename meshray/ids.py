@@ -51,9 +51,10 @@ def task_of(object_id_: bytes) -> bytes:
     return object_id_[:TASK_ID_BYTES]
 
 
-def function_id(pickled: bytes) -> bytes:
-    """Name a pickled function or class by its content: the first 16 bytes of its blake3 digest."""
-    return blake3(pickled).digest(length=FUNCTION_ID_BYTES)
+def function_id(job: str, pickled: bytes) -> bytes:
+    """Name a pickled function or class by its job and its content: the first 16 bytes of their blake3 digest. Two jobs
+    share none, as it ends with its job."""
+    return blake3(job.encode() + b"\0" + pickled).digest(length=FUNCTION_ID_BYTES)
 
 
 def root_task(job: str) -> bytes:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import msgspec
 
+from meshray.cluster_schema import Retention
 from meshray.messages.node import Shard
 
 
@@ -83,6 +84,8 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """All global scheduler replicas of the cluster: name -> endpoint."""
     durability: str = "relaxed"
     """``fsync``: each turn is synced before it is answered; ``relaxed``: the operating system writes when it likes."""
+    retention: Retention = Retention()
+    """How much history the control store keeps (``processes.retention``)."""
     embedded_pid: int = 0
     """The driver whose life this cluster shares; 0 for a cluster of its own."""
     prestart_workers: int = 0

@@ -10,7 +10,7 @@ table     key                      row            meaning
 ========  =======================  =============  ===================================================================
 node      process name of node     NodeRow        a member of the cluster, until it leaves or is given up
 job       name of the job          JobRow         one driver's program
-function  function id              FunctionRow    a pickled function or class, named by its content
+function  function id              FunctionRow    a pickled function or class of a job
 task      task id                  TaskRow        lineage: how to make the objects that the task returned
 object    object id                ObjectRow      size, locations and holders of an object that left its owner
 actor     actor id                 ActorRow       where the actor lives and how to build it again
@@ -114,6 +114,7 @@ class ObjectRow(Part):
     error: bytes | None = None
     refs: Sequence[RefInfo] = ()
     root: bytes = b""
+    job: str = ""
 
 
 class ActorRow(Part):

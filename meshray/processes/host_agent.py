@@ -178,6 +178,7 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
         schedulers=schedulers,
         locality=request.locality,
         durability=request.durability,
+        retention=request.retention,
         prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
         environment=spec.environment,
         labels=spec.labels,

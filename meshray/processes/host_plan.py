@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from meshray.cluster_schema import NodeSpec
+from meshray.cluster_schema import NodeSpec, Retention
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb"):
@@ -95,6 +95,7 @@ class Start(NodeRequest, frozen=True, kw_only=True, tag="start"):
     schedulers: int
     locality: bool
     durability: str
+    retention: Retention
     configuration: str
     """The cluster file as JSON, for ``cluster.json``."""
     timeout_s: float

@@ -155,6 +155,7 @@ def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeC
             revives=has_past and node is cluster.nodes[0],
             schedulers=schedulers,
             durability=cluster.durability,
+            retention=cluster.retention,
             prestart_workers=min(int(amounts["CPU"]), config.WORKERS_STARTING_MAX),
             environment=node.environment,
             labels=node.labels,

@@ -44,6 +44,7 @@ from meshray.processes.node_events import (
 from meshray.processes.node_keys import NodeKeys
 from meshray.processes.node_lifetimes import Lifetimes
 from meshray.processes.node_sessions import NodeSessions
+from meshray.processes.retention import Retention
 from meshray.processes.revival import Revival
 from meshray.processes.supervision import Supervisor
 from meshray.resources import UNITS_PER_ONE
@@ -102,6 +103,7 @@ class NodeMachine:
         self.actors = NodeActors(self)
         self.keys = NodeKeys(self)
         self.describer = Describer(self)
+        self._retention = Retention(self)
         self._supervisor = Supervisor(
             [*settings.host_shards, *settings.host_masters] if settings.masters else ())
         self._entropy = entropy
@@ -169,7 +171,7 @@ class NodeMachine:
         """When ``Tick`` is due next."""
         deadlines = [self.scheduler.deadline_ns(), self.store.deadline_ns(), self.gcs.deadline_ns(),
                      self.describer.deadline_ns(), self.sessions.deadline_ns(), self._supervisor.deadline_ns(),
-                     self.lifetimes.deadline_ns()]
+                     self.lifetimes.deadline_ns(), self._retention.deadline_ns(), self.actors.deadline_ns()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _tick(self, event: Tick, now_ns: int) -> list[Any]:
@@ -179,6 +181,8 @@ class NodeMachine:
         effects += self.describer.tick(now_ns)
         effects += self.sessions.tick(now_ns)
         effects += self.lifetimes.tick(now_ns)
+        effects += self._retention.tick(now_ns)
+        effects += self.actors.tick(now_ns)
         return effects + self._supervisor.tick(now_ns)
 
     def check(self) -> None:
@@ -189,13 +193,15 @@ class NodeMachine:
 
     def statistics(self) -> dict[str, int]:
         """Return the counters of all parts."""
-        return {**self.scheduler.statistics(), **self.store.statistics(), "sessions": len(self.members)}
+        return {**self.scheduler.statistics(), **self.store.statistics(), **self._retention.statistics(),
+                "sessions": len(self.members)}
 
     def begin(self, now_ns: int) -> list[Any]:
         """Return the effects of the node's birth: its row, the first workers, the first heartbeat."""
         row = tables.NodeRow(self.node, self.settings.node_name, self.endpoint, self.total, pid=self.pid,
                              arena_bytes=self.settings.object_store_bytes, life=self.settings.life)
         self.lifetimes.begin(now_ns)
+        self._retention.begin(now_ns)
         effects = self.write([Op(tables.NODE, self.node.encode(), tables.encode(row))], now_ns)
         if self.settings.embedded_pid:
             effects.append(WatchDriver(self.settings.embedded_pid))

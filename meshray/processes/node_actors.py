@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshray import config
 from meshray.gcs import tables
 from meshray.gcs.requests import Answered, RowChanged
 from meshray.machine import Received, Send
 from meshray.messages.gcs import DELETE, PUT, PUT_IF_ABSENT, Op
-from meshray.messages.node import ActorChanged, KillActor
+from meshray.messages.node import ActorChanged, Death, KillActor
 from meshray.sched.events import ActorStateChanged
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class NodeActors:
         self._watchers: dict[bytes, set[bytes]] = {}
         self._following: dict[bytes, int] = {}
         """Actors of other nodes whose rows are watched: the watch of each."""
+        self._unknown: dict[bytes, int] = {}
+        """Actors that somebody asked for and that have no row: when to look again."""
 
     def changed(self, change: ActorStateChanged, now_ns: int) -> list[Any]:
         """An actor of this node changed: write its row, tell who watches."""
@@ -78,10 +81,37 @@ class NodeActors:
 
         def answer(found: Answered, later_ns: int) -> list[Any]:
             if found.error is not None or found.results[0].value is None:
+                self._unknown.setdefault(actor, later_ns + config.ACTOR_ROW_WAIT_NS)
                 return []
             return [Send(event.route, self._news(found.results[0].value))]
 
         return self._node.read(tables.ACTOR, actor, now_ns, answer) + self._follow(actor, now_ns)
+
+    def deadline_ns(self) -> int | None:
+        """When ``tick`` is due."""
+        return min(self._unknown.values(), default=None)
+
+    def tick(self, now_ns: int) -> list[Any]:
+        """Look again for actors without a row. A row may be late; one that does not come was removed as history."""
+        due = [actor for actor, due_ns in self._unknown.items() if due_ns <= now_ns]
+        for actor in due:
+            del self._unknown[actor]
+        return [effect for actor in due for effect in self._look_again(actor, now_ns)]
+
+    def _look_again(self, actor: bytes, now_ns: int) -> list[Any]:
+        def answer(found: Answered, later_ns: int) -> list[Any]:
+            if found.error is not None:
+                self._unknown[actor] = later_ns + config.ACTOR_ROW_WAIT_NS
+                return []
+            if found.results[0].value is not None or actor in self._here:
+                return []
+            death = Death("", 0, "", reason="it died so long ago that nothing more is known of it")
+            effects: list[Any] = [Send(route, ActorChanged(actor, "dead", death=death))
+                                  for route in self._watchers.pop(actor, ())]
+            watch = self._following.pop(actor, None)
+            return effects + (self._node.unwatch(watch) if watch is not None else [])
+
+        return self._node.read(tables.ACTOR, actor, now_ns, answer)
 
     def spilled(self, actor: bytes, now_ns: int) -> list[Any]:
         """An actor asked for here goes to another node: its creator hears of it by its row."""

@@ -183,6 +183,7 @@ class Host:
             allowed=allowed, seeds=seeds, bulk_encryption=cluster.provider.bulk_encryption,
             shards=cluster.shards, replicas=cluster.replicas,
             schedulers=cluster.schedulers, locality=cluster.locality, durability=cluster.durability,
+            retention=cluster.retention,
             configuration=msgspec.json.encode(cluster).decode(), timeout_s=self._seconds("start"))
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 *Pure* but for the control store requests of its session. Runs in drivers and workers.
 
-1. A function is pickled once per definition, named by the digest of its pickle, and written to the function table once.
+1. A function is pickled once per definition, named by its job and the digest of its pickle, and written to the function
+   table once. It is removed with its job (``processes.retention``).
 2. Tasks of a class wait until the table has their function; a worker therefore always finds it.
 3. A redefined function has another pickle, so another name: old tasks run the old code, new tasks the new.
 """
@@ -36,12 +37,12 @@ class Functions:
 
     def export(self, thing: Any, name: str, ready: Callable[[], None]) -> bytes:
         """Pickle ``thing``, make sure that it is in the function table, then call ``ready`` (leader). Return its id."""
-        pickled = serialization.dump_function(thing)
-        identity = function_id(pickled)
-        self._session.call(lambda: self._write(identity, name, pickled, ready))
+        pickled, job = serialization.dump_function(thing), self._session.job
+        identity = function_id(job, pickled)
+        self._session.call(lambda: self._write(identity, tables.FunctionRow(name, pickled, job), ready))
         return identity
 
-    def _write(self, identity: bytes, name: str, pickled: bytes, ready: Callable[[], None]) -> None:
+    def _write(self, identity: bytes, function: tables.FunctionRow, ready: Callable[[], None]) -> None:
         done = self._exported.get(identity)
         if done:
             ready()
@@ -49,7 +50,7 @@ class Functions:
         self._waiting.setdefault(identity, []).append(ready)
         if done is None:
             self._exported[identity] = False
-            row = tables.encode(tables.FunctionRow(name, pickled, self._session.job))
+            row = tables.encode(function)
             self._session.tables.write([Op(tables.FUNCTION, identity, row, PUT_IF_ABSENT)],
                                     lambda answer: self._written(identity, answer))
 

@@ -108,4 +108,4 @@ class Lineage:
 
     def _object_row(self, ref: ObjectRef) -> tables.ObjectRow:
         location = ref._value.location
-        return tables.ObjectRow(self._session.name, location.size_bytes, [location])
+        return tables.ObjectRow(self._session.name, location.size_bytes, [location], job=self._session.job)
