@@ -246,6 +246,13 @@ HOLDER_LINGER_NS = 1 * SECOND_NS
 their receivers meanwhile. Far above a message's way at 100 % CPU, and leaves as much of the 2 s in which everything
 unreachable is freed."""
 
+HOLDS_DOUBTED_NS = 10 * SECOND_NS
+"""So often an owner asks holders on other machines what they still hold, and a worker asks after pinned results: what a
+broken connection swallowed leaks no longer than two of these times. Rare, since connections seldom break."""
+
+HOLDS_DOUBTED_MAX = 4096
+"""Objects named in one such question (128 KiB); if there are more, their turn comes with the next ones."""
+
 EARLY_FREE_NS = 10 * SECOND_NS
 """A free that overtook its object's seal notice is remembered this long."""
 

@@ -6,6 +6,7 @@ Dialogs::
 
     borrower -> owner    HoldObjects             -> HoldsRegistered     before the sender of a ref lets go of it
     borrower -> owner    ReleaseObjects
+    owner -> borrower    HoldsDoubted            -> ReleaseObjects, with its cookie, also if it names none
     borrower -> owner    ResolveObjects          -> ObjectResolved, one by one, when each has a value
     node -> session      HoldersDied             -> OrphansRead, if it has a cookie
     session -> node      CheckProcesses          -> HoldersDied, if any of them is gone
@@ -51,9 +52,11 @@ class HoldsRegistered(Message, tag=101):
 
 
 class ReleaseObjects(Message, tag=102):
-    """borrower -> owner. I no longer hold these objects. Idempotent."""
+    """borrower -> owner. I no longer hold these objects. With a ``cookie`` it answers HoldsDoubted and ends only holds
+    that were asked for up to that cookie: it may be overtaken by later ones. Idempotent."""
 
     objects: list[bytes]
+    cookie: int = 0
 
 
 class ResolveObjects(Message, tag=103):
@@ -267,7 +270,14 @@ class OrphansRead(Message, tag=129):
     objects: list[bytes]
 
 
+class HoldsDoubted(Message, tag=124):
+    """owner -> borrower on another machine. You hold these objects as far as I know: which of them do you not? Answered
+    by ReleaseObjects with a cookie. Idempotent; sent now and then, since a release is lost when a connection breaks."""
+
+    objects: list[bytes]
+
+
 MESSAGES = (HoldObjects, HoldsRegistered, ReleaseObjects, ResolveObjects, ObjectResolved, RequestExtent, ExtentGranted,
             ExtentRefused, ReturnExtents, ObjectsSealed, ObjectsFreed, RangesFreed, FetchObject, ObjectFetched,
             FetchFailed, RequestManifest, Manifest, ObjectUnknown, RequestChunks, Chunk, HoldersDied, SurplusWanted,
-            CheckProcesses, OrphansRead, WithdrawRequest, ChunksRefused, ChunksHeld)
+            CheckProcesses, OrphansRead, WithdrawRequest, ChunksRefused, ChunksHeld, HoldsDoubted)

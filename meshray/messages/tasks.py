@@ -11,6 +11,7 @@ Dialog::
     worker -> owner   TasksRecalled
     owner  -> worker  CancelTask
     owner  -> worker  ReleaseReturns             the owner holds what the results contain
+    worker -> owner   ReturnsPinned              now and then, if that has not come
 
 Source: OSDI'18 s4.2; direct task push as in Wang et al., NSDI'21 s4.
 """
@@ -174,6 +175,13 @@ class ReleaseReturns(Message, tag=8):
     seqs: list[int]
 
 
+class ReturnsPinned(Message, tag=10):
+    """worker -> owner on another machine. I still keep the references inside these results: do you need that? Answered
+    by ReleaseReturns for those that need it no more. Idempotent; sent now and then."""
+
+    seqs: list[int]
+
+
 class EndActor(Message, tag=9):
     """owner -> actor's worker. All handles are gone (or ``__ray_terminate__``): finish what is queued, then exit."""
 
@@ -183,4 +191,4 @@ class EndActor(Message, tag=9):
 
 
 MESSAGES = (PushTasks, TasksFinished, RecallTasks, TasksRecalled, CancelTask, CallActor, CallsRefused,
-            ReleaseReturns, EndActor)
+            ReleaseReturns, EndActor, ReturnsPinned)

@@ -353,7 +353,9 @@ class Executor:
         self.tick()
 
     def tick(self) -> None:
-        """Leave if that was waited for. (leader)"""
+        """Leave if that was waited for; ask after old pins. (leader)"""
+        if self.values.pinned:
+            self.values.ask_after_pins(self.session.now_ns)
         if self._retiring and not self.session.references.holds.held and not self.values.pinned and not any(
                 link.creation is not None for link in self.session.actors.links.values()):
             self.leave("idle")

@@ -9,7 +9,8 @@
 3. What a process held when it died stays held for ``HOLDER_LINGER_NS``, and so does what was pinned for its sake: what
    it passed on with its last messages has that long to be registered by others. A hold that arrives after its holder's
    death lasts as long.
-4. Questions to owners are repeated; an owner that stays silent is asked after at the node, because this process may
+4. Nothing is lost between processes of one machine; what a broken connection swallows is asked after (``doubts``).
+5. Questions to owners are repeated; an owner that stays silent is asked after at the node, because this process may
    have been born after the owner's death.
 
 States of a borrowed reference (``Borrow.cookie``)::
@@ -29,9 +30,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from meshray import config
-from meshray.messages.objects import CheckProcesses, HoldersDied, HoldObjects, HoldsRegistered, ReleaseObjects
+from meshray.messages.objects import (
+    CheckProcesses,
+    HoldersDied,
+    HoldObjects,
+    HoldsDoubted,
+    HoldsRegistered,
+    ReleaseObjects,
+)
 from meshray.object_ref import STORED, ObjectRef
+from meshray.session.doubts import Doubts, is_far
 from meshray.transport.endpoints import home_of
+from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
     from meshray.session.session import Session
@@ -77,6 +87,16 @@ class Holds:
         self._sweeps: deque[tuple[int, HoldersDied]] = deque()
         self._lingering: deque[tuple[int, Any]] = deque()
         self._home = home_of(session.endpoint)
+        self.doubts = Doubts(session, self.ask_after)
+
+    def handlers(self) -> dict[type, Callable[[bytes, Any], None]]:
+        """Return what to call with the route and the message, by kind of message."""
+        return {
+            HoldObjects: lambda route, message: self.on_hold(route, name_of(route), message),
+            HoldsRegistered: lambda route, message: self.on_registered(message),
+            ReleaseObjects: lambda route, message: self.on_release(name_of(route), message),
+            HoldsDoubted: self.on_doubted,
+        }
 
     # --- as a borrower -------------------------------------------------------------------------------------------
 
@@ -152,6 +172,12 @@ class Holds:
         for owner, identities in owners.items():
             self._session.send(self._session.out_route(owner), ReleaseObjects(identities))
 
+    def on_doubted(self, route: bytes, message: HoldsDoubted) -> None:
+        """An owner asks whether we still hold what we held."""
+        absent = [identity for identity in message.objects
+                  if (ref := self._find(identity)) is None or ref._owner is None or not ref._owner.cookie]
+        self._session.send(route, ReleaseObjects(absent, self._cookie))
+
     # --- as an owner ---------------------------------------------------------------------------------------------
 
     def on_hold(self, route: bytes, holder: str, message: HoldObjects) -> None:
@@ -168,13 +194,16 @@ class Holds:
                 if ref._state == STORED:
                     self._session.objects.seal_now(ref)
             entry[1][holder] = message.home
+        if is_far(message.home, self._home):
+            self.doubts.registered(route, holder, message, lost)
         self._session.send(route, HoldsRegistered(message.cookie, lost))
         if holder in self.dead:
             self._sweeps.append((self._session.now_ns + config.HOLDER_LINGER_NS, HoldersDied([holder])))
 
     def on_release(self, holder: str, message: ReleaseObjects) -> None:
         """A borrower lets go."""
-        for identity in message.objects:
+        objects = self.doubts.answered(holder, message) if message.cookie else message.objects
+        for identity in objects:
             self._unhold(identity, holder)
 
     def _unhold(self, identity: bytes, holder: str) -> None:
@@ -183,6 +212,8 @@ class Holds:
             entry[1].pop(holder, None)
             if not entry[1]:
                 del self.held[identity]
+        if self.doubts.far:
+            self.doubts.ended(holder, identity)
 
     # --- deaths --------------------------------------------------------------------------------------------------
 
@@ -212,6 +243,10 @@ class Holds:
         """Whether ``tick`` will have something to do."""
         return bool(self._sweeps or self._lingering or self._asked)
 
+    def is_due(self, now_ns: int) -> bool:
+        """Whether ``tick`` has something to do."""
+        return self.waiting or now_ns >= self.doubts.due_ns
+
     def tick(self, now_ns: int) -> None:
         """Sweep dead holders, let go of what has lingered, ask again."""
         while self._sweeps and self._sweeps[0][0] <= now_ns:
@@ -226,6 +261,7 @@ class Holds:
                 silent[question.owner] = question.endpoint
         if silent:
             self.ask_after(silent)
+        self.doubts.tick(now_ns)
 
     def ask_after(self, processes: dict[str, str]) -> None:
         """Ask the node whether these processes (name -> endpoint) still live."""

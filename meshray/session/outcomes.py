@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from meshray import failures
 from meshray.messages.node import Death
-from meshray.messages.tasks import ReleaseReturns, TaskResult, TasksFinished, Value
+from meshray.messages.tasks import ReleaseReturns, ReturnsPinned, TaskResult, TasksFinished, Value
 from meshray.object_ref import FAILED, PENDING, READY, ObjectRef
 from meshray.session import values
 from meshray.session.holds import Cookies
@@ -32,6 +32,8 @@ class Outcomes:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.pending: dict[int, Task] = {}
+        self._unheld: set[int] = set()
+        """Calls whose results contain references that we do not hold yet."""
         """By their number."""
         self.failures = 0
         """Grows with every reference that fails: a ``get`` of many looks for failures only when it has."""
@@ -144,7 +146,19 @@ class Outcomes:
         """Tell the worker that it may let go of what its results contain, once our holds count."""
         seqs = [seq for seq, _ in held]
         cookies = tuple(cookie for _, cookies in held for cookie in cookies)
-        self._session.references.holds.when_held(cookies, lambda: self._session.send(route, ReleaseReturns(seqs)))
+        self._unheld.update(seqs)
+
+        def release() -> None:
+            self._unheld.difference_update(seqs)
+            self._session.send(route, ReleaseReturns(seqs))
+
+        self._session.references.holds.when_held(cookies, release)
+
+    def returns_pinned(self, route: Route, message: ReturnsPinned) -> None:
+        """A worker still keeps what results contain: say again what it need not keep. (leader)"""
+        seqs = [seq for seq in message.seqs if seq not in self.pending and seq not in self._unheld]
+        if seqs:
+            self._session.send(route, ReleaseReturns(seqs))
 
     def _succeed(self, task: Task, values: list[Value] | None, held: list[tuple[int, Cookies]]) -> None:
         task.state = FINISHED

@@ -177,13 +177,16 @@ class References:
     def tick(self, now_ns: int) -> None:
         """Ask again what was not answered for a second, forget references that died. (leader)"""
         self.forget_dead()
-        if self.holds.waiting:
+        if self.holds.is_due(now_ns):
             self.holds.tick(now_ns)
         if self._resolving and now_ns >= self._repeat_ns:
             if self._repeat_ns:
-                waiting = list(self._resolving.values())
+                waiting = [ref for ref in self._resolving.values() if ref._state == PENDING]
+                arrived = [ref for ref in self._resolving.values() if ref._state != PENDING]
                 self._resolving.clear()
                 self.resolve(waiting)
+                for ref in arrived:
+                    self._session.outcomes.completed(ref)  # it came with the arguments of a call, which tells nobody
                 self.holds.ask_after({ref._owner.owner: ref._owner.endpoint for ref in waiting})
             self._repeat_ns = now_ns + config.SECOND_NS
         elif not self._resolving:

@@ -106,6 +106,7 @@ class Session:
         objects, submitter, actors, refs = self.objects, self.submitter, self.actors, self.references
         return {
             task_messages.TasksFinished: self.outcomes.finished,
+            task_messages.ReturnsPinned: self.outcomes.returns_pinned,
             task_messages.TasksRecalled: lambda route, message: submitter.recalled(message),
             task_messages.CallsRefused: lambda route, message: actors.refused(message),
             node_messages.LeaseGranted: lambda route, message: submitter.granted(message),
@@ -115,9 +116,7 @@ class Session:
             node_messages.ActorChanged: lambda route, message: actors.changed(message),
             node_messages.Leave: self._on_leave,
             node_messages.Ping: self._on_ping,
-            object_messages.HoldObjects: lambda route, message: refs.holds.on_hold(route, name_of(route), message),
-            object_messages.HoldsRegistered: lambda route, message: refs.holds.on_registered(message),
-            object_messages.ReleaseObjects: lambda route, message: refs.holds.on_release(name_of(route), message),
+            **refs.holds.handlers(),
             object_messages.ResolveObjects: lambda route, message: refs.on_resolve(route, message),
             object_messages.ObjectResolved: lambda route, message: refs.on_resolved(message),
             object_messages.ObjectFetched: lambda route, message: objects.on_fetched(message),

@@ -6,7 +6,7 @@
 2. A worker that waits for its arguments keeps its CPU: a task that starts pins what it has read so far, and more tasks
    at once than CPUs could pin the whole store before any of them has all that it needs.
 3. References inside a result are pinned until the owner of the result says that it holds them.
-3. Arguments are pinned by who sent them. When that process dies, the worker registers holds of its own for those of
+4. Arguments are pinned by who sent them. When that process dies, the worker registers holds of its own for those of
    calls that it still runs or has yet to run.
 """
 
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from meshray import config, failures, serialization
 from meshray.ids import object_id
-from meshray.messages.tasks import Argument, CallEntry, ReleaseReturns, TaskEntry, TaskResult, Value
+from meshray.messages.tasks import Argument, CallEntry, ReleaseReturns, ReturnsPinned, TaskEntry, TaskResult, Value
 from meshray.object_ref import PENDING, ObjectRef
 from meshray.session.context import TaskContext
+from meshray.session.doubts import is_far
 from meshray.session.objects import ARGUMENTS_RETURN
 from meshray.session.values import fill
+from meshray.transport.endpoints import home_of
 from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ class TaskValues:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._returned: dict[tuple[bytes, int], list[ObjectRef]] = {}
+        self._pinned_long: set[tuple[bytes, int]] = set()
+        """What was in ``_returned`` when that was last looked through."""
+        self._asked_ns = 0
         self.lent: dict[tuple[bytes, int], list[ObjectRef]] = {}
         """References that came with the arguments of calls under way."""
 
@@ -143,6 +148,21 @@ class TaskValues:
     def pinned(self) -> bool:
         """Whether references inside results wait for their owner to hold them."""
         return bool(self._returned)
+
+    def ask_after_pins(self, now_ns: int) -> None:
+        """Ask owners on other machines whether they need what has long been pinned for them. (leader)"""
+        if now_ns < self._asked_ns + config.HOLDS_DOUBTED_NS:
+            return
+        self._asked_ns = now_ns
+        owners: dict[bytes, list[int]] = {}
+        for route, seq in list(self._returned):
+            endpoint = self._session.executor.endpoints.get(route, "")
+            if (route, seq) in self._pinned_long and is_far(home_of(endpoint), home_of(self._session.endpoint)):
+                owners.setdefault(route, []).append(seq)
+        self._pinned_long = set(self._returned)
+        for route, seqs in owners.items():
+            for first in range(0, len(seqs), config.HOLDS_DOUBTED_MAX):
+                self._session.send(route, ReturnsPinned(seqs[first:first + config.HOLDS_DOUBTED_MAX]))
 
     def on_release_returns(self, route: bytes, message: ReleaseReturns) -> None:
         """The owner holds what these results refer to. (leader)"""

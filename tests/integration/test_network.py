@@ -10,6 +10,8 @@ import numpy
 import pytest
 
 import meshray
+from meshray import config
+from meshray.session import current
 from meshray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from .networked import Hosts
@@ -169,6 +171,29 @@ def test_a_worker_of_the_other_side_that_dies_is_replaced(driver, tmp_path):
             return False
 
     wait_until(answers, what="the actor lives again")
+
+
+def test_a_release_that_is_lost_on_the_way_leaks_only_until_the_owner_asks(pair):
+    @meshray.remote(num_cpus=0, **on("right"))
+    class Owner:
+        def make(self):
+            return [meshray.put(1)]
+
+        def lent(self):
+            return len(current.session().references.holds.held)
+
+    pair.hosts["left"].join()
+    owner = Owner.remote()
+    box = meshray.get(owner.make.remote(), timeout=30)
+    wait_until(lambda: meshray.get(owner.lent.remote(), timeout=30) == 1, what="the driver holds the object")
+    holds = current.session().references.holds
+    holds.send_releases = holds.released.clear
+    del box
+    wait_until(lambda: not holds.released, what="the release is lost")
+    assert meshray.get(owner.lent.remote(), timeout=30) == 1
+    wait_until(lambda: meshray.get(owner.lent.remote(), timeout=30) == 0, 3 * config.HOLDS_DOUBTED_NS / 1e9,
+               what="the owner has asked")
+    meshray.shutdown()
 
 
 def test_a_node_that_is_killed_is_given_up(root):

@@ -15,6 +15,7 @@ import pytest
 
 from meshray.messages.objects import HoldersDied
 from meshray.processes.orphans import Orphans
+from meshray.session.doubts import Doubts
 from meshray.session.holds import Holds
 from meshray.session.outcomes import Outcomes
 from meshray.session.references import References
@@ -99,6 +100,8 @@ BROKEN: dict[str, tuple[type, str, Callable[..., Any]]] = {
     "forgets what is inside a value": (References, "take", forget_what_is_inside),
     "does not hold what calls of dead callers need": (TaskValues, "adopt", lambda self, route, entry: None),
     "keeps the pins of results for dead callers": (TaskValues, "owners_died", lambda self, gone: None),
+    "never asks what others hold": (Doubts, "tick", lambda self, now_ns: None),
+    "never asks after pins": (TaskValues, "ask_after_pins", lambda self, now_ns: None),
     "never sends releases": (Holds, "send_releases", lambda self: None),
     "frees a dead owner's objects under their readers": (Orphans, "asked", free_at_once),
     "forgets readers that end": (Orphans, "session_gone", lambda self, session: []),

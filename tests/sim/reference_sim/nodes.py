@@ -131,7 +131,7 @@ class Node:
 
     def _tell_freed(self, node: str, freed: list[bytes]) -> None:
         """As the node's machine does it: copies outlive the node that served them."""
-        gone = any(f"ipc:///{node}" in death.homes for death in self._deaths)
+        gone = any(f"via://{node}" in death.homes for death in self._deaths)
         self._freed.append((node, freed))
         for other in self.world.nodes if gone else (node,):
             self._to_node(other, ObjectsFreed(freed))
@@ -183,7 +183,7 @@ class Node:
         """Tell the own sessions, and free what they do not read of what the dead owned."""
         self._deaths.append(message)
         for node, freed in self._freed:
-            if f"ipc:///{node}" in message.homes:
+            if f"via://{node}" in message.homes:
                 for other in self.world.nodes:
                     self._to_node(other, ObjectsFreed(freed))
         self._tell_died(self._orphans.died(message, self.world.clock.now_ns))

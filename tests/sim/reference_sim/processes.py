@@ -19,7 +19,7 @@ from meshray import failures
 from meshray.ids import object_id, root_task
 from meshray.messages import objects as messages
 from meshray.messages.node import ActorSpec, Death, StartActor
-from meshray.messages.tasks import CallActor, CallEntry, ReleaseReturns, TaskEntry, TasksFinished
+from meshray.messages.tasks import CallActor, CallEntry, ReleaseReturns, ReturnsPinned, TaskEntry, TasksFinished
 from meshray.object_ref import PENDING, ObjectRef
 from meshray.remote_function import attach_arguments
 from meshray.session.actor_host import ActorHost
@@ -61,7 +61,7 @@ class Process:
         self.name = name
         self.home = node
         self.node = node.name
-        self.endpoint = f"ipc:///{node.name}/{name}"
+        self.endpoint = f"via://{node.name}/{name}"
         self.alive = True
         self.fibers: list[Fiber] = []
         session: Any = self
@@ -81,13 +81,11 @@ class Process:
         self.executor.actor = self.host = ActorHost(self.executor, StartActor(_spec(), 0))
         self.host.instance = SimpleNamespace(run=lambda *args: world.program(self, args))
         self._failed, self.host.failed = self.host.failed, self._call_failed  # type: ignore[method-assign]
-        holds = self.references.holds
         self._handlers.update({
+            **self.references.holds.handlers(),
             TasksFinished: self.outcomes.finished,
             ReleaseReturns: self.executor.values.on_release_returns,
-            messages.HoldObjects: lambda route, message: holds.on_hold(route, name_of(route), message),
-            messages.HoldsRegistered: lambda route, message: holds.on_registered(message),
-            messages.ReleaseObjects: lambda route, message: holds.on_release(name_of(route), message),
+            ReturnsPinned: self.outcomes.returns_pinned,
             messages.ResolveObjects: self.references.on_resolve,
             messages.ObjectResolved: lambda route, message: self.references.on_resolved(message),
             messages.ObjectFetched: lambda route, message: self.objects.on_fetched(message),
@@ -229,6 +227,7 @@ class Process:
         self.objects.flush(self.now_ns)
         self.objects.send_freed()
         self.references.tick(self.now_ns)
+        self.executor.tick()
         self.hand_out()
 
     def rest(self) -> None:

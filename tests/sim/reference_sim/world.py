@@ -3,10 +3,10 @@
 *Pure* but for fibers. Runs in tests.
 
 1. Messages of one connection stay in order; what a process had sent when it died arrives up to some point, the rest is
-   lost.
+   lost. A connection between nodes that breaks swallows what is on the way of the dialogs about lifetimes.
 2. The same seed gives the same run.
 3. A run: traffic with deaths; traffic stops; 2 s later nothing unreachable is there; all references are dropped; 2 s
-   later nothing is there at all.
+   later nothing is there at all. If connections broke, it takes until owners and workers have asked.
 """
 
 from __future__ import annotations
@@ -20,8 +20,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from meshray import config, serialization
-from meshray.messages.objects import HoldersDied, ObjectsSealed
-from meshray.messages.tasks import TasksFinished
+from meshray.messages.objects import (
+    HoldersDied,
+    HoldObjects,
+    HoldsDoubted,
+    HoldsRegistered,
+    ObjectResolved,
+    ObjectsSealed,
+    ReleaseObjects,
+    ResolveObjects,
+)
+from meshray.messages.tasks import ReleaseReturns, ReturnsPinned, TasksFinished
 from meshray.transport.codec import decode, encode
 from tests.sim.network import MS, Clock, S
 from tests.sim.reference_sim.fibers import Fiber, Fibers
@@ -34,7 +43,11 @@ DELAY_MAX_NS = 100 * MS
 TRAFFIC_NS = 2 * S
 FREED_NS = 2 * S
 """Within this time after the last reference has gone, everything is freed."""
+HEALED_NS = FREED_NS + 2 * config.HOLDS_DOUBTED_NS
 INLINE_BYTES = 200
+LOST = (HoldObjects, HoldsRegistered, ReleaseObjects, HoldsDoubted, ResolveObjects, ObjectResolved, ReleaseReturns,
+        ReturnsPinned)
+"""What a breaking connection swallows here. Calls and answers that are lost are another matter."""
 
 
 class Envelope:
@@ -55,6 +68,7 @@ class World:
         self.stopping = False
         self.deaths = 0
         self.nodes_died = False
+        self.freed_ns = FREED_NS
         self.next_token = itertools.count(1).__next__
         self.last_seq = 0
         self.nodes: dict[str, Node] = {}
@@ -235,7 +249,7 @@ class World:
                 self.kill(process, with_node=True)
         for other in self.nodes.values():
             self.after(other, config.SUSPICION_NS, lambda other=other: other.died(  # type: ignore[misc]
-                HoldersDied([], (f"ipc:///{node.name}",))))
+                HoldersDied([], (f"via://{node.name}",))))
 
     def _lose_messages(self, name: str) -> None:
         for (source, target, _), way in self._ways.items():
@@ -246,6 +260,16 @@ class World:
                     envelope.lost = True
                     way.remove(envelope)
                     self.truth.vanished(source, target, envelope.message)
+
+    def break_connections(self) -> None:
+        """Nodes lose what is on the way between them, in both directions."""
+        self.freed_ns = HEALED_NS
+        for (source, target, _), way in self._ways.items():
+            ends = [self.processes.get(name) for name in (source, target)]
+            if None not in ends and ends[0].home is not ends[1].home:  # type: ignore[union-attr]
+                for envelope in [one for one in way if isinstance(one.message, LOST)]:
+                    envelope.lost = True
+                    way.remove(envelope)
 
     # --- the course of a run -------------------------------------------------------------------------------------
 
@@ -259,7 +283,7 @@ class World:
         self.clock.after(ns, lambda: over.append(True))
         self.clock.run(lambda: bool(over), self.clock.now_ns + ns)
 
-    def traffic(self, *, nodes: int, kills: int, node_kill: bool) -> None:
+    def traffic(self, *, nodes: int, kills: int, node_kill: bool, breaks: int) -> None:
         """Make processes and let them go on until ``TRAFFIC_NS``, with deaths and births."""
         for _ in range(nodes):
             self.node()
@@ -270,6 +294,8 @@ class World:
             self.process("actor", alive[number % nodes])
         for _ in range(kills):
             self.clock.at(self.random.randrange(TRAFFIC_NS), self._kill_one)
+        for _ in range(breaks):
+            self.clock.at(self.random.randrange(TRAFFIC_NS), self.break_connections)
         if node_kill:
             self.clock.at(self.random.randrange(TRAFFIC_NS), lambda: self.kill_node(alive[-1]))
         self.pass_time(TRAFFIC_NS)
@@ -301,11 +327,11 @@ class World:
             self.pass_time(config.SUSPICION_NS)
         if self.deaths:
             gc.collect()  # exceptions that programs met hold their frames in cycles
-        self.pass_time(FREED_NS)
+        self.pass_time(self.freed_ns)
         self.truth.check_kept()
         for state in self.states.values():
             state.clear()
-        self.pass_time(FREED_NS)
+        self.pass_time(self.freed_ns)
         self.truth.check_kept()
         left = {process.name: found for process in self.living() if (found := process.leftovers())}
         if left:
@@ -334,7 +360,8 @@ def run(seed: int) -> World:
     world = World(seed)
     try:
         kills = (0, 1, 2, 6)[seed % 4]
-        world.traffic(nodes=1 + seed % 3, kills=kills, node_kill=seed % 3 == 2 and seed % 5 == 0)
+        world.traffic(nodes=1 + seed % 3, kills=kills, node_kill=seed % 3 == 2 and seed % 5 == 0,
+                      breaks=10 if seed % 7 == 3 else 0)
         world.finish()
     finally:
         for process in world.processes.values():

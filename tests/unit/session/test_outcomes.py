@@ -10,7 +10,7 @@ from meshray import failures, serialization
 from meshray.errors import TaskCancelledError, WorkerCrashedError
 from meshray.messages.node import Death
 from meshray.messages.objects import HoldObjects, HoldsRegistered, ResolveObjects
-from meshray.messages.tasks import CancelTask, RefInfo, ReleaseReturns, TaskResult, TasksFinished, Value
+from meshray.messages.tasks import CancelTask, RefInfo, ReleaseReturns, ReturnsPinned, TaskResult, TasksFinished, Value
 from meshray.object_ref import FAILED, PENDING, READY, ObjectRef
 from meshray.session.records import CANCELLED, PUSHED, QUEUED, Task
 from meshray.session.values import fail
@@ -191,6 +191,22 @@ def test_references_inside_a_result_are_held_before_the_worker_may_let_go() -> N
     session.references.holds.on_registered(HoldsRegistered(asked.cookie, []))
     assert session.sent[1:] == [(b">worker-1", ReleaseReturns([1]))]
     assert [each.binary() for each in ref._contains] == [b"y" * 18]
+
+
+def test_a_worker_that_asks_is_told_again_what_it_need_not_pin() -> None:
+    session, _, _ = running()
+    pinned = ReturnsPinned([1, 77])
+    session.outcomes.returns_pinned(b">worker-1", pinned)
+    assert session.take_sent(ReleaseReturns) == [ReleaseReturns([77])], "the answer of 1 may be on its way"
+    inner = RefInfo(b"y" * 18, "other", "ipc://other")
+    session.outcomes.finished(b">worker-1", TasksFinished([TaskResult(1, [Value(LIST, None, [inner])])], 0, 1))
+    session.outcomes.returns_pinned(b">worker-1", pinned)
+    assert session.take_sent(ReleaseReturns) == [ReleaseReturns([77])], "what is inside is not held yet"
+    asked, = session.take_sent(HoldObjects)
+    session.references.holds.on_registered(HoldsRegistered(asked.cookie, []))
+    assert session.take_sent(ReleaseReturns) == [ReleaseReturns([1])]
+    session.outcomes.returns_pinned(b">worker-1", pinned)
+    assert session.take_sent(ReleaseReturns) == [ReleaseReturns([1, 77])]
 
 
 def test_a_result_that_nobody_waits_for_lets_its_worker_go_of_what_it_pins() -> None:

@@ -224,6 +224,18 @@ def test_values_are_asked_for_once_and_answered_when_they_are_there() -> None:
     assert (theirs._state, told) == (READY, [theirs])
 
 
+def test_who_waits_is_told_of_a_value_that_came_with_the_arguments_of_a_call_while_the_owners_answer_was_lost() -> None:
+    session = FakeSession()
+    ref = borrowed(session)
+    told: list[ObjectRef] = []
+    session.outcomes.when_complete(ref, told.append)
+    session.references.tick(session.now_ns)
+    session.references.take(ref, Value(), owned=False)
+    session.now_ns += config.SECOND_NS
+    session.references.tick(session.now_ns)
+    assert told == [ref]
+
+
 def test_a_failure_is_resolved_as_a_failure() -> None:
     owner = FakeSession()
     ref = own()
