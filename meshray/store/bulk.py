@@ -7,6 +7,8 @@
 3. The control loop sees one event per batch, whatever the batch weighs: bytes never pass through it.
 4. One thread does all of it: hashing, copying and sockets let go of the GIL, and ZeroMQ's own thread moves the bytes
    meanwhile.
+5. Of what is served from disk one chunk is read per round, the askers in turn: who asks for chunks in memory does not
+   wait for the disk. What cannot be read is refused, and the control loop is told once.
 
 Source: DESIGN s6; the control and the bulk plane of DESIGN s9.
 """
@@ -30,6 +32,7 @@ from meshray.store.events import (
     ChunksArrived,
     ChunksBad,
     ChunksMissing,
+    ChunksUnreadable,
     CopyChunks,
     EndTransfer,
     ForgetHolder,
@@ -65,14 +68,17 @@ class Bulk:
         self._desk = Desk()
         self._copies: deque[tuple[int, int, int]] = deque()
         """Chunks to take from this node: (transfer, chunk, offset)."""
+        self._reads: dict[tuple[bytes, bytes, bytes], dict[int, None]] = {}
+        """Chunks to serve from disk: (route, ticket, object) -> chunks, in the order they were asked for."""
         self._work: deque[Work | None] = deque()
         self._lock = Lock()
         self._found: dict[tuple[Kind, bytes, str], list[int]] = {}
-        self._ended: list[TransferEnded] = []
+        self._others: list[TransferEnded | ChunksUnreadable] = []
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
         self._received_bytes = 0
         self._sent_bytes = 0
+        self._disk_bytes = 0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable when ``drain`` has something."""
@@ -98,17 +104,18 @@ class Bulk:
         """Return the events that are ready. Raise RuntimeError if the thread has failed: the node is of no use then."""
         if self._failure is not None:
             raise RuntimeError("the bulk thread failed") from self._failure
-        if not self._found and not self._ended:
+        if not self._found and not self._others:
             return ()
         with self._lock:
             os.eventfd_read(self.fd)
             found, self._found = self._found, {}
-            ended, self._ended = self._ended, []
-        return [*(kind(object_, holder, chunks) for (kind, object_, holder), chunks in found.items()), *ended]
+            others, self._others = self._others, []
+        return [*(kind(object_, holder, chunks) for (kind, object_, holder), chunks in found.items()), *others]
 
     def statistics(self) -> dict[str, int]:
         """Return counters for ``status`` and measurements: bytes of chunks, also of those that were thrown away."""
-        return {"bulk_received_bytes": self._received_bytes, "bulk_sent_bytes": self._sent_bytes}
+        return {"bulk_received_bytes": self._received_bytes, "bulk_sent_bytes": self._sent_bytes,
+                "bulk_disk_bytes": self._disk_bytes}
 
     def close(self) -> None:
         """End the thread and its sockets."""
@@ -133,7 +140,7 @@ class Bulk:
 
     def _serve_and_take(self, sockets: BulkSockets) -> None:
         while True:
-            if sockets.wait(0 if self._copies else -1):
+            if sockets.wait(0 if self._copies or self._reads else -1):
                 os.eventfd_read(self._wake_fd)
             if not self._take_work(sockets):
                 return
@@ -143,6 +150,8 @@ class Bulk:
                 self._take(holder, frames)
             if self._copies:
                 self._copy(*self._copies.popleft())
+            if self._reads:
+                self._serve_disk(sockets, *next(iter(self._reads)))
 
     def _take_work(self, sockets: BulkSockets) -> bool:
         """Do what the control loop wants; False if it wants the thread to end."""
@@ -159,7 +168,7 @@ class Bulk:
                     self._copies.extend((transfer, *pair) for pair in zip(chunks, sources, strict=True))
                 case EndTransfer(transfer):
                     self._desk.end(work)
-                    self._tell_ended(TransferEnded(transfer))
+                    self._tell_other(TransferEnded(transfer))
                 case Grant():
                     self._desk.grant(work)
                 case Revoke():
@@ -179,10 +188,29 @@ class Bulk:
             place = self._desk.served(request.ticket, request.object, chunk)
             if place is None:
                 refused.append(chunk)
+            elif type(place) is bytes:
+                self._reads.setdefault((route, request.ticket, request.object), {})[chunk] = None
             elif sockets.answer(route, encode(Chunk(request.object, chunk)), self._file.view(*place)):
                 self._sent_bytes += place[1]
         if refused:
             sockets.answer(route, encode(ChunksRefused(request.object, refused)))
+
+    def _serve_disk(self, sockets: BulkSockets, route: bytes, ticket: bytes, object_: bytes) -> None:
+        chunks = self._reads.pop((route, ticket, object_))
+        chunk = next(iter(chunks))
+        digest = self._desk.served(ticket, object_, chunk)
+        data = self._read(digest) if type(digest) is bytes else None
+        if data is None:
+            if type(digest) is bytes and self._desk.unreadable(object_):
+                self._tell_other(ChunksUnreadable(object_))
+            sockets.answer(route, encode(ChunksRefused(object_, list(chunks))))
+            return
+        if sockets.answer(route, encode(Chunk(object_, chunk)), memoryview(data)):
+            self._sent_bytes += len(data)
+            self._disk_bytes += len(data)
+        del chunks[chunk]
+        if chunks:
+            self._reads[route, ticket, object_] = chunks
 
     def _take(self, holder: str, frames: list[Any]) -> None:
         message = decode(frames[0].bytes)
@@ -223,25 +251,28 @@ class Bulk:
             self._tell(ChunksMissing, transfer.object, "", chunk)
 
     def _read_disk(self, transfer: Transfer, chunk: int, offset: int) -> bool:
-        try:
-            data = self._spill_files.read(transfer.digest(chunk)) if self._spill_files is not None else b""
-        except OSError:
-            return False
-        if len(data) != transfer.range_of(chunk)[1]:
+        data = self._read(transfer.digest(chunk))
+        if data is None or len(data) != transfer.range_of(chunk)[1]:
             return False
         self._file.write(offset, data)
         return True
 
+    def _read(self, digest: bytes) -> bytes | None:
+        try:
+            return self._spill_files.read(digest) if self._spill_files is not None else None
+        except OSError:
+            return None
+
     def _tell(self, kind: Kind, object_: bytes, holder: str, chunk: int) -> None:
         with self._lock:
-            first = not self._found and not self._ended
+            first = not self._found and not self._others
             self._found.setdefault((kind, object_, holder), []).append(chunk)
             if first:
                 os.eventfd_write(self.fd, 1)
 
-    def _tell_ended(self, event: TransferEnded) -> None:
+    def _tell_other(self, event: TransferEnded | ChunksUnreadable) -> None:
         with self._lock:
-            first = not self._found and not self._ended
-            self._ended.append(event)
+            first = not self._found and not self._others
+            self._others.append(event)
             if first:
                 os.eventfd_write(self.fd, 1)

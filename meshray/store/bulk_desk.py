@@ -5,6 +5,7 @@
 1. Nothing is served without a ticket, and a ticket is for one object.
 2. Of an object that is being pulled, only chunks that were verified are served.
 3. A chunk is written at most once, and never after its transfer has ended.
+4. A complete object is served from the arena or from disk, as the last grant says.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Desk:
         """Ticket -> object."""
         self._tickets_of: dict[bytes, set[bytes]] = {}
         self._places: dict[bytes, tuple[int, int]] = {}
-        """Complete objects that are served -> (offset, bytes)."""
+        """Complete objects that are served from the arena -> (offset, bytes)."""
+        self._on_disk: dict[bytes, bytes] = {}
+        """Complete objects that are served from disk -> their joined digests."""
         self.transfers: dict[int, Transfer] = {}
         self._by_object: dict[bytes, Transfer] = {}
 
@@ -55,12 +58,17 @@ class Desk:
         self._tickets[grant.ticket] = grant.object
         self._tickets_of.setdefault(grant.object, set()).add(grant.ticket)
         if grant.offset >= 0:
+            self._on_disk.pop(grant.object, None)
             self._places[grant.object] = (grant.offset, grant.size_bytes)
+        elif grant.digests:
+            self._places.pop(grant.object, None)
+            self._on_disk[grant.object] = grant.digests
 
     def revoke(self, revoke: Revoke) -> None:
         """Serve some no more."""
         for object_ in revoke.objects:
             self._places.pop(object_, None)
+            self._on_disk.pop(object_, None)
             for ticket in self._tickets_of.pop(object_, ()):
                 del self._tickets[ticket]
         for ticket in revoke.tickets:
@@ -81,16 +89,24 @@ class Desk:
         if end.complete and transfer.object in self._tickets_of:
             self._places[transfer.object] = (transfer.offset, transfer.size_bytes)
 
+    def unreadable(self, object_: bytes) -> bool:
+        """Serve the object from disk no more; False if it is not."""
+        return self._on_disk.pop(object_, None) is not None
+
     # --- asked by the thread -------------------------------------------------------------------------------------
 
-    def served(self, ticket: bytes, object_: bytes, chunk: int) -> tuple[int, int] | None:
-        """Return where in the arena (offset, bytes) the chunk lies, None if it is not to be had with this ticket."""
+    def served(self, ticket: bytes, object_: bytes, chunk: int) -> tuple[int, int] | bytes | None:
+        """Return where in the arena (offset, bytes) the chunk lies, or its digest if it is on disk, None if it is not
+        to be had with this ticket."""
         if self._tickets.get(ticket) != object_:
             return None
         transfer = self._by_object.get(object_)
         if transfer is not None:
             here = 0 <= chunk < len(transfer.done) and transfer.done[chunk]
             return transfer.range_of(chunk) if here else None
+        digests = self._on_disk.get(object_)
+        if digests is not None:
+            return (chunk >= 0 and digest_of(digests, chunk)) or None
         place = self._places.get(object_)
         if place is None or not 0 <= chunk < chunk_count(place[1]):
             return None
@@ -108,4 +124,5 @@ class Desk:
         """Assert that tickets and objects agree."""
         assert all(ticket in self._tickets_of[object_] for ticket, object_ in self._tickets.items())
         assert sum(map(len, self._tickets_of.values())) == len(self._tickets)
+        assert not self._places.keys() & self._on_disk.keys()
         assert all(self.transfers[each.number] is each for each in self._by_object.values())

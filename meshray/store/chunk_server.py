@@ -2,10 +2,11 @@
 
 *Pure.* Runs in the node process; the chunks themselves leave through the bulk plane (``bulk``).
 
-1. Sealed objects are served, and of objects on their way here the chunks that have come.
-2. Digests are computed once per object, off the node's loop, and only when somebody asks.
+1. Sealed objects are served, from memory or from disk, and of objects on their way here the chunks that have come.
+2. Digests are computed once per object, off the node's loop, and only when somebody asks. What was on disk has them.
 3. A ticket is for one asker and one object; it is told over the control plane only, and ends with either of them.
-4. An object is held in memory, where it is, while somebody asks: pulls ask again every PULL_REFRESH_NS.
+4. An object is held where it is, in memory or on disk, while somebody asks: pulls ask again every PULL_REFRESH_NS.
+   What is on disk and comes back meanwhile is served from disk until somebody asks again.
 5. Who asks is told of the others that asked: they have, or soon will have, chunks too.
 6. An object that is freed is freed on every node that asked for it here.
 
@@ -26,7 +27,15 @@ from meshray.messages.tasks import Location
 from meshray.store import chunk_sets
 from meshray.store.chunk_index import ChunkIndex
 from meshray.store.directory import ArenaDirectory
-from meshray.store.events import DigestObject, Grant, HolderGone, ObjectDigested, ObjectSpilled, Revoke
+from meshray.store.events import (
+    ChunksUnreadable,
+    DigestObject,
+    Grant,
+    HolderGone,
+    ObjectDigested,
+    ObjectSpilled,
+    Revoke,
+)
 from meshray.store.records import Entry
 from meshray.store.swarm import Pull
 
@@ -57,6 +66,9 @@ class ChunkServer:
         self._askers: dict[bytes, dict[bytes, bytes]] = {}
         """Objects -> routes of the nodes that asked, in the order they did first, and the ticket of each."""
         self._held: dict[bytes, Held] = {}
+        self._unreadable: set[bytes] = set()
+        """Objects on disk that the bulk plane could not read: they are served when they are back in memory."""
+        self._disk_manifests = 0
         self._look_ns = 0
         """When holds that ended are looked for."""
 
@@ -73,6 +85,10 @@ class ChunkServer:
                 return self._asker_gone(node.encode())
             case ObjectSpilled(object_, digests, error) if not error:
                 self._index.add(object_, digests)
+            case ChunksUnreadable(object_):
+                entry = self._directory.find(object_)
+                if entry is not None and entry.offset < 0:
+                    self._unreadable.add(object_)
             case Tick():
                 return self._tick(now_ns) if self._held and now_ns >= self._look_ns else []
         return []
@@ -82,13 +98,19 @@ class ChunkServer:
         return self._look_ns if self._held else None
 
     def _manifest(self, route: bytes, object_: bytes, brief: bool, now_ns: int) -> list[Any]:
+        entry = self._directory.find(object_)
+        if entry is not None and entry.offset < 0:
+            return self._manifest_from_disk(route, entry, brief, now_ns)
+        self._unreadable.discard(object_)
         location = self._directory.lookup(object_)
-        if location is None:
+        if entry is None or location is None:
             pull = self._partial(object_)
             if pull is None:
                 return [Send(route, ObjectUnknown(object_))]
             place = Location("", -1, pull.size_bytes)
             return self._answer(route, object_, place, b"" if brief else pull.digests, pull)
+        if entry.digests and self._offsets.get(object_) != location.offset:
+            self.learned(object_, location.offset, entry.digests, now_ns)
         if self._offsets.get(object_) == location.offset:
             self._hold(object_, now_ns)
             digests = b"" if brief else self._index.digests_of(object_)
@@ -98,6 +120,17 @@ class ChunkServer:
             return []
         self._hashing[object_] = {route: brief}
         return [DigestObject(object_, location.offset, location.size_bytes)]
+
+    def _manifest_from_disk(self, route: bytes, entry: Entry, brief: bool, now_ns: int) -> list[Any]:
+        self._disk_manifests += 1
+        self._hold(entry.object, now_ns)
+        self._offsets.pop(entry.object, None)
+        place = Location("", -1, entry.size_bytes)
+        return self._answer(route, entry.object, place, b"" if brief else entry.digests, on_disk=entry.digests)
+
+    def serves_from_disk(self, object_: bytes) -> bool:
+        """Whether an object that is on disk need not come back for who asks here."""
+        return object_ not in self._unreadable
 
     def _hold(self, object_: bytes, now_ns: int) -> None:
         held = self._held.get(object_)
@@ -111,7 +144,7 @@ class ChunkServer:
             self._held[object_] = Held(entry, now_ns + config.SERVE_HOLD_NS)
 
     def _tick(self, now_ns: int) -> list[Any]:
-        """Let go of what nobody asked for lately: it may leave memory now, so tickets must be asked for anew."""
+        """Let go of what nobody asked for lately: it may move now, so tickets must be asked for anew."""
         self._look_ns = now_ns + config.SERVE_HOLD_NS
         effects = self.let_go(now_ns)
         gone = [object_ for object_ in self._offsets if self._directory.find(object_) is None]
@@ -121,8 +154,9 @@ class ChunkServer:
         return effects
 
     def let_go(self, now_ns: int, *, sooner_ns: int = 0) -> list[Any]:
-        """End holds, ``sooner_ns`` before their time when somebody waits for room."""
-        idle = [object_ for object_, held in self._held.items() if held.until_ns - sooner_ns <= now_ns]
+        """End holds; those in memory ``sooner_ns`` before their time, when somebody waits for room."""
+        idle = [object_ for object_, held in self._held.items()
+                if held.until_ns - (sooner_ns if held.entry.offset >= 0 else 0) <= now_ns]
         for object_ in idle:
             self._directory.unhold(self._held.pop(object_).entry)
         return [Revoke(idle)] if idle else []
@@ -142,7 +176,7 @@ class ChunkServer:
         return [effect for answer in answers for effect in answer]
 
     def _answer(self, route: bytes, object_: bytes, location: Location, digests: bytes,
-                pull: Pull | None = None) -> list[Any]:
+                pull: Pull | None = None, *, on_disk: bytes = b"") -> list[Any]:
         askers = self._askers.setdefault(object_, {})
         others = [_name(other) for other in askers if other != route][-config.PULL_PEERS_MAX :]
         effects: list[Any] = []
@@ -154,7 +188,7 @@ class ChunkServer:
         have = None if pull is None else chunk_sets.pack(pull.done, pull.count)
         size_bytes = location.size_bytes
         manifest = Manifest(object_, size_bytes, config.CHUNK_BYTES, digests, ticket, self._bulk(), have, others)
-        return [*effects, Grant(ticket, object_, location.offset, size_bytes), Send(route, manifest)]
+        return [*effects, Grant(ticket, object_, location.offset, size_bytes, on_disk), Send(route, manifest)]
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
@@ -163,6 +197,7 @@ class ChunkServer:
         for object_ in objects:
             self._index.drop(object_)
             self._offsets.pop(object_, None)
+            self._unreadable.discard(object_)
             held = self._held.pop(object_, None)
             if held is not None:
                 self._directory.unhold(held.entry)
@@ -198,12 +233,12 @@ class ChunkServer:
         """Return counters and sizes for ``status`` and tests."""
         askers = sum(map(len, self._askers.values()))
         return {"manifests": len(self._offsets), "hashing": len(self._hashing), "askers": askers,
-                "serving": len(self._held), **self._index.statistics()}
+                "serving": len(self._held), "disk_manifests": self._disk_manifests, **self._index.statistics()}
 
     def check(self) -> None:
-        """Assert that what is held is in memory."""
+        """Assert that what is held is in memory or on disk."""
         self._index.check()
-        assert all(held.entry.held and held.entry.offset >= 0 for held in self._held.values())
+        assert all(held.entry.held and (held.entry.offset >= 0 or held.entry.digests) for held in self._held.values())
 
 
 def _name(route: bytes) -> str:

@@ -11,7 +11,8 @@
 5. A request for an extent is answered once: granted, or refused with the numbers after EXTENT_WAIT_NS in which no room
    was made; what can never fit is refused at once.
 6. A lease outlives its process by EXTENT_LINGER_NS: seal notices that it sent before it died still count.
-7. Memory that a part of the node or the disk thread uses (``busy``, ``held``) is not reused before they are done.
+7. What a part of the node or the disk thread uses (``busy``, ``held``), in memory or on disk, is not reused before they
+   are done.
 
 ::
 
@@ -224,10 +225,10 @@ class ArenaDirectory:
                 entry.digests = b""
 
     def hold(self, object_: bytes) -> Entry | None:
-        """Keep an object that is in memory where it is, for a part of the node that reads it; None if it is not.
-        Undone by ``unhold`` with what was returned."""
+        """Keep an object's memory, or its chunks if it is on disk, for a part of the node that reads it; None if it is
+        neither. Undone by ``unhold`` with what was returned."""
         entry = self._objects.get(object_)
-        if entry is None or entry.offset < 0:
+        if entry is None:
             return None
         entry.held += 1
         return entry

@@ -176,14 +176,21 @@ class ChunksMissing(msgspec.Struct, frozen=True, gc=False):
     chunks: list[int]
 
 
+class ChunksUnreadable(msgspec.Struct, frozen=True, gc=False):
+    """Event: the object, which is served from disk, cannot be read there; it is not served any more."""
+
+    object: bytes
+
+
 class Grant(msgspec.Struct, frozen=True, gc=False):
-    """Effect: serve chunks of the object to who shows ``ticket``: from this range, or with ``offset`` -1 what a
-    transfer has brought so far."""
+    """Effect: serve chunks of the object to who shows ``ticket``: from this range, or with ``offset`` -1 from disk
+    under these joined digests, or without digests what a transfer has brought so far."""
 
     ticket: bytes
     object: bytes
     offset: int
     size_bytes: int
+    digests: bytes = b""
 
 
 class Revoke(msgspec.Struct, frozen=True, gc=False):

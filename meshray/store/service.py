@@ -28,6 +28,7 @@ from meshray.store.events import (
     ChunksArrived,
     ChunksBad,
     ChunksMissing,
+    ChunksUnreadable,
     CopyChunks,
     DigestObject,
     DropChunks,
@@ -87,7 +88,8 @@ class StoreService:
         flow = ChunkFlow(self.index, self.directory.find, draw)
         self.puller = Puller(self.directory, resolve_node, nodes, server=self.chunk_server, flow=flow)
         self._early: dict[bytes, dict[bytes, Received]] = {}
-        """Objects on disk -> what other nodes asked about them, by who asked; answered when they are back."""
+        """Objects on disk that are not served from there -> what other nodes asked about them, by who asked; answered
+        when they are back."""
         all_parts = (self.chunk_server, self.puller, self.spiller, self.directory)
         self._parts = all_parts
         self._by_kind: dict[type, tuple[Any, ...]] = {
@@ -100,6 +102,7 @@ class StoreService:
             objects.ObjectsFreed: all_parts,
             ObjectSpilled: (self.chunk_server, self.spiller),
             ObjectRestored: (self.spiller,),
+            ChunksUnreadable: (self.chunk_server,),
             ObjectDigested: (self.chunk_server,),
             RangePopulated: (self.puller,),
             HolderGone: (self.chunk_server, self.puller),
@@ -114,7 +117,8 @@ class StoreService:
         if kind is objects.ObjectsFreed and not event.message.node:
             known = [object_ for object_ in event.message.objects if self._knows(object_)]
             event = Received(event.route, objects.ObjectsFreed(known))
-        if kind is objects.RequestManifest and self.spiller.is_on_disk(event.message.object):
+        if kind is objects.RequestManifest and self.spiller.is_on_disk(event.message.object) \
+                and not self.chunk_server.serves_from_disk(event.message.object):
             self._early.setdefault(event.message.object, {})[event.route] = event
             return self.spiller.settle(self.spiller.bring(event.message.object, now_ns), now_ns)
         parts = self._reader_of(event.message) if kind is objects.FetchObject else self._by_kind.get(kind, ())

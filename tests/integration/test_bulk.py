@@ -23,6 +23,7 @@ from meshray.store.events import (
     ChunksArrived,
     ChunksBad,
     ChunksMissing,
+    ChunksUnreadable,
     CopyChunks,
     EndTransfer,
     ForgetHolder,
@@ -31,6 +32,7 @@ from meshray.store.events import (
     TransferEnded,
 )
 from meshray.store.manifest import chunk_count, digests_of
+from meshray.store.spill_files import SpillFiles
 from meshray.transport.bulk_sockets import BulkSockets
 from meshray.transport.codec import decode, encode
 from meshray.transport.curve import AllowList, KeyPair
@@ -54,7 +56,8 @@ class Side:
             allowed.allow(pair.name, pair.public)
             network = Network(key_file=str(directory / "key"), bulk_encryption=kind == "encrypted")
         self.file = ArenaFile.create(str(directory / "arena"), 16 * config.MIB)
-        self.bulk = Bulk(self.file, lambda: BulkSockets(f"ipc://{directory}/bulk.sock", network, allowed))
+        self.disk = SpillFiles(str(directory / "disk"))
+        self.bulk = Bulk(self.file, lambda: BulkSockets(f"ipc://{directory}/bulk.sock", network, allowed), self.disk)
         self.events: list[Any] = []
 
     def until(self, done: Callable[[], bool]) -> None:
@@ -68,6 +71,7 @@ class Side:
 
     def close(self) -> None:
         self.bulk.close()
+        self.disk.close()
         self.file.unlink()
         self.file.close()
 
@@ -119,6 +123,32 @@ def test_a_partial_copy_serves_what_it_has(sides: tuple[Side, Side]) -> None:
     holder.bulk.submit(AskChunks(b"x", "taker", taker.bulk.start(), b"mine", [0, 1]))
     holder.until(lambda: bool(holder.chunks(ChunksArrived)) and bool(holder.chunks(ChunksMissing)))
     assert (holder.chunks(ChunksArrived), holder.chunks(ChunksMissing)) == ([1], [0])
+
+
+def test_chunks_on_disk_are_served_from_there(sides: tuple[Side, Side]) -> None:
+    holder, taker = sides
+    assert holder.disk.write(memoryview(DATA)) == DIGESTS
+    holder.bulk.submit(Grant(TICKET, b"x", -1, len(DATA), DIGESTS))
+    taker.bulk.submit(BeginTransfer(1, b"x", 8192, len(DATA), DIGESTS))
+    ask(taker, holder.bulk.start(), [*range(COUNT), COUNT])
+    taker.until(lambda: len(taker.chunks(ChunksArrived)) == COUNT and taker.chunks(ChunksMissing) == [COUNT])
+    assert taker.file.view(8192, len(DATA)) == DATA
+    assert holder.bulk.statistics()["bulk_disk_bytes"] == len(DATA) and not holder.events
+
+
+def test_a_damaged_file_is_refused_and_reported_once(sides: tuple[Side, Side]) -> None:
+    holder, taker = sides
+    holder.disk.write(memoryview(DATA))
+    damaged, = Path(holder.disk.directory).rglob(DIGESTS[:32].hex())
+    damaged.write_bytes(b"what a broken disk gives")
+    holder.bulk.submit(Grant(TICKET, b"x", -1, len(DATA), DIGESTS))
+    taker.bulk.submit(BeginTransfer(1, b"x", 8192, len(DATA), DIGESTS))
+    ask(taker, holder.bulk.start(), [0, 1, 2])
+    holder.until(lambda: bool(holder.events))
+    taker.until(lambda: taker.chunks(ChunksMissing) == [0, 1, 2])
+    ask(taker, holder.bulk.start(), [1])
+    taker.until(lambda: taker.chunks(ChunksMissing) == [0, 1, 1, 2])
+    assert [*holder.events, *holder.bulk.drain()] == [ChunksUnreadable(b"x")] and not taker.chunks(ChunksArrived)
 
 
 def test_a_changed_byte_is_noticed_and_not_written(sides: tuple[Side, Side]) -> None:

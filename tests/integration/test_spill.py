@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy
@@ -304,8 +305,15 @@ def test_what_lies_on_another_node_s_disk_is_read(root, tmp_path):
         check = meshray.remote(is_block)
         refs = [make.options(resources={"left": 1}).remote(index) for index in range(22)]
         meshray.wait(refs, num_returns=22, timeout=50)
+        before = {node["name"]: node["statistics"] for node in cluster.status()["nodes"]}
+        started = time.perf_counter()
         found = [check.options(resources={"right": 1}).remote(ref, index) for index, ref in enumerate(refs)]
         assert all(meshray.get(found, timeout=90))
+        print(f"read in {time.perf_counter() - started:.2f} s")
+        after = {node["name"]: node["statistics"] for node in cluster.status()["nodes"]}
+        assert before["left"]["spilled"] >= 6
+        assert after["left"]["bulk_disk_bytes"] >= 6 * SIZE
+        assert after["left"]["restores"] == 0, "what others read from disk takes no room in memory"
         del refs, found
     finally:
         meshray.shutdown()

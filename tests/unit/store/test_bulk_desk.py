@@ -57,3 +57,21 @@ def test_a_transfer_that_ended_is_not_written_and_not_served() -> None:
     desk.end(EndTransfer(2))
     assert desk.wanted(b"x", 0) is None and desk.served(b"t", b"x", 0) is None
     desk.check()
+
+
+def test_an_object_is_served_from_where_the_last_grant_says() -> None:
+    desk = Desk()
+    desk.grant(Grant(b"t", b"x", 64, SIZE))
+    desk.grant(Grant(b"t", b"x", -1, SIZE, bytes(range(96))))
+    assert desk.served(b"t", b"x", 1) == bytes(range(32, 64))
+    assert desk.served(b"t", b"x", 3) is None and desk.served(b"t", b"x", -1) is None
+    assert desk.unreadable(b"x") and not desk.unreadable(b"x") and desk.served(b"t", b"x", 1) is None
+    desk.grant(Grant(b"t", b"x", -1, SIZE, bytes(96)))
+    desk.check()
+    desk.grant(Grant(b"t", b"x", 128, SIZE))
+    assert desk.served(b"t", b"x", 0) == (128, CHUNK) and not desk.unreadable(b"x")
+    desk.grant(Grant(b"t", b"x", -1, SIZE, bytes(96)))
+    desk.revoke(Revoke([b"x"]))
+    desk.grant(Grant(b"t", b"x", -1, SIZE))
+    assert desk.served(b"t", b"x", 0) is None
+    desk.check()

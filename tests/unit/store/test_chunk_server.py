@@ -12,7 +12,15 @@ from meshray.store import chunk_sets
 from meshray.store.chunk_index import ChunkIndex
 from meshray.store.chunk_server import ChunkServer
 from meshray.store.directory import ArenaDirectory
-from meshray.store.events import DigestObject, Grant, HolderGone, ObjectDigested, ObjectSpilled, Revoke
+from meshray.store.events import (
+    ChunksUnreadable,
+    DigestObject,
+    Grant,
+    HolderGone,
+    ObjectDigested,
+    ObjectSpilled,
+    Revoke,
+)
 from meshray.store.records import Entry
 from meshray.store.swarm import Pull
 
@@ -24,22 +32,24 @@ class Shelf:
     """What the server asks of the directory."""
 
     def __init__(self) -> None:
-        self.objects: dict[bytes, Location] = {b"x": Location("here", 64, SIZE)}
+        self.objects = {b"x": Entry(Sealed(b"x", 64, SIZE), None)}
         self.held: list[Entry] = []
 
     def lookup(self, object_: bytes) -> Location | None:
-        return self.objects.get(object_)
+        entry = self.objects.get(object_)
+        return None if entry is None or entry.offset < 0 else Location("here", entry.offset, SIZE)
 
-    def find(self, object_: bytes) -> Location | None:
+    def find(self, object_: bytes) -> Entry | None:
         return self.objects.get(object_)
 
     def hold(self, object_: bytes) -> Entry:
-        entry = Entry(Sealed(object_, 64, SIZE), None)
-        entry.held = 1
+        entry = self.objects[object_]
+        entry.held += 1
         self.held.append(entry)
         return entry
 
     def unhold(self, entry: Entry) -> None:
+        entry.held -= 1
         self.held.remove(entry)
 
 
@@ -158,3 +168,30 @@ def test_what_left_the_node_is_forgotten_and_what_went_to_disk_can_be_found() ->
     assert bench.server.statistics()["indexed_chunks"] == bench.server.statistics()["manifests"] == 0
     bench.server.handle(ObjectSpilled(b"y", DIGESTS), 1)
     assert bench.server.statistics()["indexed_chunks"] == 2
+
+
+def test_what_is_on_disk_is_served_from_there_and_stays_while_somebody_asks() -> None:
+    bench = Bench()
+    entry = bench.objects[b"x"]
+    entry.offset, entry.digests = -1, DIGESTS
+    grant, told = bench.ask()
+    assert grant == Grant(b"1", b"x", -1, SIZE, DIGESTS)
+    assert told == answer(b"a", b"1")[1] and bench.shelf.held == [entry]
+    bench.server.check()
+    assert bench.server.let_go(1, sooner_ns=config.SERVE_HOLD_NS) == [], "it takes no memory that somebody waits for"
+    entry.offset = 128
+    assert bench.ask()[0] == Grant(b"1", b"x", 128, SIZE), "it is back, and needs not be hashed"
+    assert bench.server.let_go(1, sooner_ns=config.SERVE_HOLD_NS) == [Revoke([b"x"])] and not bench.shelf.held
+
+
+def test_what_cannot_be_read_from_disk_is_served_when_it_is_back() -> None:
+    bench = Bench()
+    entry = bench.objects[b"x"]
+    bench.server.handle(ChunksUnreadable(b"gone"), 1)
+    bench.server.handle(ChunksUnreadable(b"x"), 1)
+    assert bench.server.serves_from_disk(b"x"), "it was back before the news came"
+    entry.offset, entry.digests = -1, DIGESTS
+    bench.server.handle(ChunksUnreadable(b"x"), 1)
+    assert not bench.server.serves_from_disk(b"x")
+    entry.offset = 64
+    assert bench.ask() == answer(b"a", b"1") and bench.server.serves_from_disk(b"x")

@@ -10,6 +10,7 @@ from meshray.messages.objects import (
     ExtentGranted,
     ExtentRefused,
     FetchFailed,
+    Manifest,
     ObjectFetched,
     ObjectsFreed,
     ObjectsSealed,
@@ -20,9 +21,11 @@ from meshray.messages.objects import (
 )
 from meshray.messages.tasks import Location
 from meshray.store.events import (
-    DigestObject,
+    ChunksUnreadable,
     DropChunks,
+    Grant,
     RestoreObject,
+    Revoke,
     SessionGone,
     SpillObject,
 )
@@ -284,14 +287,29 @@ def test_a_pull_that_finds_no_room_makes_some() -> None:
     assert [work.object for work in bench.disk] == [b"o0"]
 
 
-def test_what_another_node_asks_for_comes_back_from_disk() -> None:
+def test_another_node_is_served_from_disk_and_the_chunks_stay_meanwhile() -> None:
+    bench = Bench()
+    spill_one(bench)
+    assert kinds(bench.tell(b"peer", RequestManifest(b"o0"))) == [(b"peer", Manifest)]
+    grant = bench.disk.pop()
+    assert isinstance(grant, Grant) and (grant.offset, grant.digests) == (-1, b"o0" * 40)
+    entry = bench.directory.find(b"o0")
+    assert entry is not None and entry.held and bench.store.statistics()["restores"] == 0
+    bench.tell(A, ObjectsFreed([b"o0"]))
+    assert [type(work) for work in bench.disk] == [Revoke, DropChunks], "nobody may ask any more, then they go"
+
+
+def test_what_cannot_be_read_from_disk_for_another_node_comes_back_first() -> None:
     bench = Bench()
     spill_one(bench)
     bench.tell(b"peer", RequestManifest(b"o0"))
+    bench.event(ChunksUnreadable(b"o0"))
+    bench.disk.clear()
+    assert (b"peer", Manifest) not in kinds(bench.tell(b"peer", RequestManifest(b"o0")))
     bench.give_back(bench.spilled())
     assert [type(work) for work in bench.disk] == [RestoreObject]
-    bench.restored()
-    assert [type(work) for work in bench.disk] == [DigestObject], "the question is answered when the object is back"
+    assert kinds(bench.restored()) == [(b"peer", Manifest)], "the question is answered when the object is back"
+    assert [type(work) for work in bench.disk] == [Grant]
 
 
 def test_what_a_part_of_the_node_reads_stays() -> None:
