@@ -179,7 +179,7 @@ class Puller:
 
     def _make_room(self, pull: Pull, now_ns: int) -> list[Any]:
         reserved = self._landing.reserve(pull)
-        if reserved:
+        if reserved or now_ns < pull.refresh_ns:
             return reserved
         paused = [other for other in self._pulls.values() if other.stage == "paused"]
         if paused:
@@ -316,14 +316,16 @@ class Puller:
 
     def _tick(self, now_ns: int) -> list[Any]:
         effects: list[Any] = []
+        short = False
         for pull in list(self._pulls.values()):
             if self._pulls.get(pull.object) is not pull:
                 continue
             if pull.stage == "paused":
                 effects += self._end(pull) if pull.give_up_ns <= now_ns else []
                 continue
-            if pull.stage == "room" and pull.refresh_ns <= now_ns:
+            if pull.stage == "room" and (pull.refresh_ns <= now_ns or not short):
                 effects += self._make_room(pull, now_ns)
+                short = pull.stage == "room"
             effects += self._announce(pull)
             for holder in list(pull.holders.values()):
                 if holder.deadline_ns is not None and holder.deadline_ns <= now_ns:
