@@ -147,7 +147,7 @@ class Spiller:
         """When to look for room again, or to give an object up that was never sealed."""
         deadlines = [expected.deadline_ns for expected in self._expected.values()]
         if (self._room.waiting or self._room.unreserved_bytes) and not self._spilling:
-            deadlines.append(min(self._look_ns, self._surplus_ns))
+            deadlines.append(self._look_ns)
         return min(deadlines, default=None)
 
     # --- reading -------------------------------------------------------------------------------------------------
