@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, assert_never
 
@@ -22,15 +23,22 @@ from meshray.messages.objects import (
     ObjectsFreed,
     ObjectsSealed,
     RequestExtent,
+    ReturnExtents,
     Sealed,
 )
+from meshray.messages.tasks import Location
 from meshray.store import events
 from meshray.store.bulk_desk import Desk
-from meshray.store.manifest import digests_of, verify
+from meshray.store.manifest import DIGEST_BYTES, chunk_range, digests_of, verify
 from meshray.store.service import StoreService
 
 S = config.SECOND_NS
 MS = config.MILLISECOND_NS
+
+
+def split(digests: bytes) -> list[bytes]:
+    """Return the digests that were joined."""
+    return [digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)]
 
 
 class Link:
@@ -58,7 +66,10 @@ class Node:
         self.store = StoreService(
             capacity_bytes, name, resolve_node=lambda other: f"sim://{other}" if other in world.nodes else None,
             nodes=lambda: world.nodes, bulk=lambda: f"bulk://{name}", draw=world.random.randrange,
-            entropy=world.random.randbytes)
+            entropy=world.random.randbytes, to_disk=world.content)
+        self.disk: dict[bytes, bytes] = {}
+        self.counts: Counter[bytes] = Counter()
+        """Digests -> how often they were written."""
         self.up, self.down = Link(bytes_per_s), Link(bytes_per_s)
         self.mail: list[tuple[bytes, Any]] = []
         self.done_ns = 0
@@ -66,22 +77,48 @@ class Node:
         self.dead = False
         self.liar = False
 
+    def write_disk(self, offset: int, size_bytes: int) -> bytes:
+        """Write an object to disk; return its joined digests."""
+        view = self.memory[offset : offset + size_bytes]
+        digests = digests_of(view)
+        for chunk, digest in enumerate(split(digests)):
+            start, count = chunk_range(chunk, size_bytes)
+            self.disk[digest] = bytes(view[start : start + count])
+            self.counts[digest] += 1
+        return digests
+
+    def read_disk(self, offset: int, digests: bytes) -> None:
+        """Bring an object back."""
+        data = b"".join(self.disk[digest] for digest in split(digests))
+        self.memory[offset : offset + len(data)] = data
+
+    def drop_disk(self, digests: bytes) -> None:
+        """Undo a write."""
+        for digest in split(digests):
+            self.counts[digest] -= 1
+            if not self.counts[digest]:
+                del self.counts[digest], self.disk[digest]
+
 
 class World:
     """Virtual clock, nodes, and the network between them."""
 
     def __init__(self, seed: int, *, nodes: int = 3, loss: float = 0.1, corruption: float = 0.1, content: bool = True,
                  capacity_bytes: int = 48 * config.MIB, bytes_per_s: int = 200 * config.MIB,
-                 delay_max_ns: int = S // 10) -> None:
-        """Without ``content`` nothing has bytes: large objects then cost nothing, and every honest chunk is right."""
+                 delay_max_ns: int = S // 10, first_bytes: int = 0, disk_errors: float = 0.0) -> None:
+        """Without ``content`` nothing has bytes: large objects then cost nothing, and every honest chunk is right.
+        ``first_bytes``: the capacity of the first node, if it has another one than the rest."""
         self.random = random.Random(seed)
         self.now_ns = 0
         self.loss = loss
         self.corruption = corruption
         self.content = content
         self.delay_max_ns = delay_max_ns
+        self.disk_errors = disk_errors
         self.nodes: dict[str, Node] = {}
-        self.nodes.update({f"n{index}": Node(self, f"n{index}", capacity_bytes, bytes_per_s) for index in range(nodes)})
+        for index in range(nodes):
+            size_bytes = capacity_bytes if index or not first_bytes else first_bytes
+            self.nodes[f"n{index}"] = Node(self, f"n{index}", size_bytes, bytes_per_s)
         self.queue: list[tuple[int, int, str, Callable[[], None]]] = []
         self.posted = 0
         self.chunks_sent: dict[str, int] = dict.fromkeys(self.nodes, 0)
@@ -158,6 +195,14 @@ class World:
                 node.desk.grant(effect)
             case events.Revoke():
                 node.desk.revoke(effect)
+            case events.SpillObject(object_, offset, size):
+                digests = node.write_disk(offset, size)
+                self.post(node.name, events.ObjectSpilled(object_, digests), slow_ns)
+            case events.RestoreObject(object_, offset, _, digests):
+                node.read_disk(offset, digests)
+                self.post(node.name, events.ObjectRestored(object_), slow_ns)
+            case events.DropChunks(digests):
+                node.drop_disk(digests)
             case Connect() | events.ForgetHolder():
                 pass
             case _:
@@ -190,13 +235,21 @@ class World:
     def serve(self, holder: Node, asker: Node, ask: events.AskChunks) -> None:
         for chunk in ask.chunks:
             place = holder.desk.served(ask.ticket, ask.object, chunk)
+            if type(place) is bytes and self.random.random() < self.disk_errors:
+                holder.desk.unreadable(ask.object)
+                self.handle(holder, events.ChunksUnreadable(ask.object))
+                place = None
             if place is None:
                 missing = events.ChunksMissing(ask.object, holder.name, [chunk])
                 self.post(asker.name, missing, self.delay_ns())
                 continue
-            offset, size_bytes = place
             self.chunks_sent[holder.name] += 1
-            data = bytearray(holder.memory[offset : offset + size_bytes])
+            if type(place) is bytes:
+                data = bytearray(holder.disk[place])
+                size_bytes = len(data)
+            else:
+                offset, size_bytes = place
+                data = bytearray(holder.memory[offset : offset + size_bytes])
             honest = not holder.liar and self.random.random() >= self.corruption
             if self.content and not honest:
                 data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
@@ -249,16 +302,22 @@ class World:
         node = self.nodes[home]
         size_bytes = data if isinstance(data, int) else len(data)
         self.handle(node, Received(b"maker", RequestExtent(size_bytes, 0)))
+        while not (node.mail and isinstance(node.mail[-1][1], ExtentGranted)):
+            self.run(self.now_ns + MS)
         _, granted = node.mail.pop()
         assert isinstance(granted, ExtentGranted)
         if isinstance(data, bytes):
             node.memory[granted.offset : granted.offset + size_bytes] = data
         self.handle(node, Received(b"maker", ObjectsSealed([Sealed(name, granted.offset, size_bytes, "maker")])))
+        if self.content:
+            # What is the node's own may go to disk.
+            self.handle(node, Received(b"maker", ReturnExtents([granted.offset])))
 
     def fetch(self, node: str, name: bytes, home: str, delay_ns: int, session: bytes = b"s1") -> None:
         """Have a session at ``node`` fetch the object that lies at ``home``."""
-        location = self.nodes[home].store.directory.lookup(name)
-        assert location is not None
+        entry = self.nodes[home].store.directory.find(name)
+        assert entry is not None
+        location = Location(home, max(entry.offset, 0), entry.size_bytes)
         self.post(node, Received(session, FetchObject(name, location, "maker")), delay_ns)
 
     def free(self, home: str, names: list[bytes]) -> None:

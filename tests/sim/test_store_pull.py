@@ -168,3 +168,23 @@ def test_the_same_seed_makes_the_same_run() -> None:
         world.run(120 * S)
         runs.append((world.posted, world.outcomes()))
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("disk_errors", [0.0, 0.1])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_has_no_room_at_its_home_is_served_from_disk(seed: int, disk_errors: float) -> None:
+    repeat(seed, "served_from_disk")
+    world = World(seed, loss=0.02, corruption=0.02, first_bytes=4 * config.MIB, disk_errors=disk_errors)
+    home = world.nodes["n0"]
+    objects = make_objects(world, "n0")
+    on_disk = [name for name in objects if home.store.spiller.is_on_disk(name)]
+    asked = fetch_everything(world, "n0", objects)
+    world.run(120 * S)
+    assert sorted(world.outcomes()) == sorted((*request, ObjectFetched) for request in asked)
+    world.check_copies(objects)
+    counts = home.store.statistics()
+    assert counts["disk_manifests"] >= len(on_disk) and (disk_errors or not counts["restores"])
+    world.free("n0", list(objects))
+    world.run(200 * S)
+    left = home.store.statistics()
+    assert (left["used_bytes"], left["spilled"], left["serving"]) == (0, 0, 0) and not home.disk and not home.counts
