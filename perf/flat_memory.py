@@ -1,11 +1,15 @@
 """Does memory stay flat over a million tasks whose references are dropped?
 
-*Shell (/proc, clock, stdout).* ``python -m perf.flat_memory [--tasks N] [--json]``.
+*Shell (/proc, clock, stdout).* ``python -m perf.flat_memory [--tasks N] [--replicas R] [--json]``.
 
 1. After each batch the program notes the memory of itself and of every process below it (USS: private pages, so that
    shared ones are not counted for everybody), and the size of the control store's files.
 2. The slope is a least-squares fit over the second half of the run, in bytes per task: what is allocated once does not
    count, what grows does.
+3. The cluster is one node, whose control store has one shard with ``--replicas`` servers, all of them on it. The rows
+   of the node, of the control store and of its files have a limit.
+
+Source: OSDI'18 figure 10b.
 """
 
 from __future__ import annotations
@@ -21,10 +25,14 @@ from typing import Any
 import meshray
 from meshray.processes.run_dirs import run_root
 from perf.footprint import command_of, descendants, smaps
+from perf.gcs_cluster import gcs_cluster
 from perf.keeper import adopt_orphans
 
 BATCH = 2_000
 NOTES = 50
+LIMIT = 5.0
+"""Bytes a task may leave in a process of node or control store, by the slope."""
+FILES = "control store files"
 
 
 @meshray.remote
@@ -55,11 +63,19 @@ def store_bytes(root: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in root.rglob("data.mdb"))
 
 
-def run(tasks: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
+def run(tasks: int, replicas: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
     """Run the tasks; return (tasks done, bytes) for each process, and tasks per second."""
     adopt_orphans()
+    with gcs_cluster(replicas, nodes=1, cpus=2) as cluster:
+        meshray.init(cluster.file.address)
+        try:
+            return _run(tasks)
+        finally:
+            meshray.shutdown()
+
+
+def _run(tasks: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
     notes: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    meshray.init(num_cpus=2)
     every = max(BATCH, tasks // NOTES // BATCH * BATCH)
     began = time.perf_counter()
     for done in range(BATCH, tasks + 1, BATCH):
@@ -67,32 +83,38 @@ def run(tasks: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
         if done % every == 0:
             for pid in [os.getpid(), *descendants(os.getpid())]:
                 notes[role(pid)].append((done, private_bytes(pid)))
-            notes["control store files"].append((done, store_bytes(Path(run_root()))))
-    rate = tasks / (time.perf_counter() - began)
-    meshray.shutdown()
-    return notes, rate
+            notes[FILES].append((done, store_bytes(Path(run_root()))))
+    return notes, tasks / (time.perf_counter() - began)
 
 
 def main() -> None:
     """Parse the command line, run, print."""
     parser = argparse.ArgumentParser(prog="python -m perf.flat_memory", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", type=int, default=1_000_000)
+    parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    notes, rate = run(arguments.tasks)
+    notes, rate = run(arguments.tasks, arguments.replicas)
     rows: list[dict[str, Any]] = [row("tasks", rate, "1/s")]
     for name, points in notes.items():
         half = points[len(points) // 2 :]
         if len(half) > 1:
-            rows.append(row(f"slope of {name}", slope(half), "B/task"))
+            rows.append(row(f"slope of {name}", slope(half), "B/task", limit_of(name)))
             rows.append(row(f"size of {name}", half[-1][1] / 1e6, "MB"))
     for each in rows:
         print(json.dumps(each) if arguments.json else f"{each['row']:90} {each['value']:12,.3f} {each['unit']}")
 
 
-def row(name: str, value: float, unit: str) -> dict[str, Any]:
-    """Return one line of output; there is no peer and no limit here."""
-    return {"row": name, "value": value, "unit": unit, "peer": None, "limit": None}
+def limit_of(name: str) -> float | None:
+    """Return how many bytes a task may leave, in the processes and files that outlive it."""
+    if name == FILES:
+        return 0.0
+    return LIMIT if name.startswith(("meshray:node", "meshray:shard", "meshray:master")) else None
+
+
+def row(name: str, value: float, unit: str, limit: float | None = None) -> dict[str, Any]:
+    """Return one line of output; there is no peer."""
+    return {"row": name, "value": value, "unit": unit, "peer": None, "limit": limit}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Rows and their history
 - ``tables``     the tables, their keys, their typed rows, and which shard a key belongs to
 - ``log``        what one Write becomes: the entry that is persisted and handed down the chain
 - ``rows``, ``clients``, ``watches``   how operations are decided, which Writes were done before, who is told of what
+- ``removals``   what was removed lately, for watchers that change their tail
 
 A chain
 

@@ -85,7 +85,7 @@ class ChainMember:
         """The last version that was decided or handed down, that is durable here, that is known to be committed."""
         self.clients = Clients(recovered.clients, now_ns)
         self._head = Head(name, Rows(committed), self.clients)
-        self.tail = Tail(committed, self.clients, now_ns)
+        self.tail = Tail(committed, self.clients, self.version, now_ns)
         self.tail.begin(shard.epoch, self.others, now_ns)
         self._waiting: deque[Entry] = deque()
         """Entries on their way to the disk."""
@@ -165,9 +165,9 @@ class ChainMember:
 
     def statistics(self) -> dict[str, int]:
         """Return counters and sizes."""
-        return {**self._counts, **self._head.counts, **self.tail.counts, "version": self._decided,
+        return {**self._counts, **self._head.counts, **self.tail.statistics(), "version": self._decided,
                 "waiting": len(self._waiting), "sent": len(self.downstream), "clients": len(self.clients),
-                "watches": len(self.tail.watches), "epoch": self.shard.epoch}
+                "epoch": self.shard.epoch}
 
     def _received(self, route: bytes, message: Message, now_ns: int) -> list[Any]:
         match message:
@@ -215,7 +215,7 @@ class ChainMember:
                 self.clients.close(client, now_ns)
                 return []
             case _:
-                return self.tail.serve(route, message, self.in_step, now_ns)
+                return self.tail.serve(route, message, self.version if self.in_step else None, now_ns)
 
     def _serve_held(self, now_ns: int) -> list[Any]:
         """What could not be answered before can be now, perhaps."""
@@ -280,6 +280,7 @@ class ChainMember:
         after, self.version = self.version, entries[-1].last
         if not self._waiting:
             self._head.rows.settle()
+        self.tail.removals.note(entries)
         effects: list[Any] = []
         if self.is_tail and not self.wedged:
             effects += self._commit(entries, now_ns)

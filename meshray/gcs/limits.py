@@ -67,6 +67,10 @@ WATCH_RECEIVED_EVERY = 128
 WATCH_RENEW_NS = 2 * SECOND_NS
 """A client renews its watches this often: a lost message, or a shard that restarted, is noticed after this."""
 
+REMOVALS_MAX = 10_000
+"""Removals that a member remembers (up to twice as many, about 150 bytes each) so that watchers can go on at another
+tail: some seconds of the busiest shard, and a client knows its place to 2 s even when nothing changes."""
+
 WATCH_FORGET_NS = 30 * SECOND_NS
 """A watch that is not renewed ends after this."""
 

@@ -4,8 +4,9 @@
 
 1. Of one row, changes are told in the order of their commits. States that a row had only between two may be left out,
    the last one never is.
-2. A stream whose numbers have a gap is given up, and a new one begun; its snapshot is compared with what was told, so
-   that rows that are gone meanwhile are told, and rows that are the same are not.
+2. A stream whose numbers have a gap is given up, and a new one begun, at whoever is the tail then. It goes on after the
+   version up to which everything was told, if the tail can. Otherwise it begins with a snapshot, which is compared with
+   what was told, so that rows that are gone meanwhile are told, and rows that are the same are not.
 3. A watch is renewed as long as it stands: silence of the shard does not pass for silence of the rows.
 """
 
@@ -34,6 +35,8 @@ class Follower(msgspec.Struct, eq=False):
     snapshot: set[bytes] | None = None
     """Keys of the snapshot so far, while it comes."""
     synced: bool = False
+    since: int = 0
+    """Everything up to this version was told, by this stream or those before."""
 
 
 class Subscription(msgspec.Struct, eq=False):
@@ -84,10 +87,14 @@ class Subscriptions:
         match message:
             case Changed():
                 return self._changed(subscription, follower, message, now_ns)
-            case WatchConfirmed(number=number):
+            case WatchConfirmed(number=number, as_of=as_of):
                 follower.attempt = 0
                 follower.due_ns = now_ns + limits.WATCH_RENEW_NS
-                return self._restart(subscription, follower, now_ns) if number > follower.received else []
+                if number > follower.received:
+                    return self._restart(subscription, follower, now_ns)
+                if number == follower.received and follower.synced:
+                    follower.since = max(follower.since, as_of)
+                return []
             case WatchLost():
                 return self._restart(subscription, follower, now_ns, limits.RETRY_NS)
 
@@ -140,6 +147,8 @@ class Subscriptions:
             else:
                 told[row.key] = row.version
             effects.append(RowChanged(subscription.watch, subscription.table, row.key, row.version, row.value))
+        if not message.more:
+            follower.since = max(follower.since, message.as_of)
         if message.snapshot:
             effects += self._snapshot(subscription, follower, message)
         if follower.received - follower.acknowledged >= limits.WATCH_RECEIVED_EVERY:
@@ -153,7 +162,7 @@ class Subscriptions:
         follower.snapshot = seen if message.more else None
         if message.more:
             return []
-        gone = [key for key in follower.told if key not in seen]
+        gone = [] if message.resumed else [key for key in follower.told if key not in seen]
         for key in gone:
             del follower.told[key]
         effects: list[Any] = [
@@ -179,7 +188,7 @@ class Subscriptions:
         follower.acknowledged = follower.received
         watch = Watch(
             subscription.watch, follower.stream, follower.link.shard.epoch, subscription.table, subscription.key,
-            subscription.prefix, follower.received,
+            subscription.prefix, follower.received, 0 if follower.received else follower.since,
         )
         return Send(follower.link.tail(follower.attempt), watch)
 

@@ -19,6 +19,7 @@ from meshray.gcs.clients import Clients
 from meshray.gcs.feeding import Feeder
 from meshray.gcs.log import Committed, Entry, SendUnderLease
 from meshray.gcs.read_lease import ReadLease
+from meshray.gcs.removals import Removals
 from meshray.gcs.tables import TABLES
 from meshray.gcs.watches import Watches
 from meshray.machine import Send
@@ -29,8 +30,9 @@ from meshray.messages.gcs import Read, ReadAnswered, Row, Scan, Scanned, Watch, 
 class Tail:
     """The duties of a tail, with their state."""
 
-    def __init__(self, committed: Committed, clients: Clients, now_ns: int) -> None:
-        self.watches = Watches(committed)
+    def __init__(self, committed: Committed, clients: Clients, version: int, now_ns: int) -> None:
+        self.removals = Removals(version)
+        self.watches = Watches(committed, self.removals)
         self.lease = ReadLease(now_ns)
         self.feeder: Feeder | None = None
         self._attempts: dict[str, int] = {}
@@ -47,17 +49,17 @@ class Tail:
         self._epoch, self._others = epoch, others
         self.lease.begin(others, now_ns)
 
-    def serve(self, route: bytes, message: Read | Scan | Watch, in_step: bool, now_ns: int) -> list[Any]:
-        """Answer, or let it wait. ``in_step``: all that was committed earlier is durable here."""
+    def serve(self, route: bytes, message: Read | Scan | Watch, version: int | None, now_ns: int) -> list[Any]:
+        """Answer, or let it wait. ``version``: the last that is committed; None: not all of it is durable here yet."""
         if isinstance(message, Watch):
             if message.table not in TABLES:
                 reason = f"there is no table {message.table!r}"
                 return [Send(route, WatchLost(message.watch, message.stream, reason))]
-            if in_step:
-                return list(self.watches.watch(route, message, now_ns))
+            if version is not None:
+                return list(self.watches.watch(route, message, version, now_ns))
         elif not self._others:
             return [Send(route, self._look(message))]
-        elif in_step and now_ns < self.lease.until_ns:
+        elif version is not None and now_ns < self.lease.until_ns:
             return [SendUnderLease(route, self._look(message), self.lease.until_ns)]
         if len(self.held) < limits.HELD_READS_MAX:
             self.counts["held"] += 1
@@ -73,7 +75,7 @@ class Tail:
         """These entries are committed: tell watchers and the joiner."""
         effects: list[Any] = []
         for entry in entries:
-            told = self.watches.feed(entry.rows)
+            told = self.watches.feed(entry)
             self.counts["changed"] += len(told)
             effects += told
         if self.feeder is not None and entries:
@@ -112,6 +114,10 @@ class Tail:
     def confirmed_by(self) -> str:
         """The life of the joiner that has all that this tail has; empty if there is none."""
         return self.feeder.has_confirmed if self.feeder is not None else ""
+
+    def statistics(self) -> dict[str, int]:
+        """Return counters and sizes."""
+        return {**self.counts, **self.watches.counts, "watches": len(self.watches), "removals": len(self.removals)}
 
     def ask_lease(self, now_ns: int) -> list[Any]:
         """Ask every other member for a promise."""

@@ -7,6 +7,8 @@
 2. The messages of a stream are numbered from 1 without gaps. A client that sees a gap begins a new stream.
 3. A stream that its client is too far behind on, does not renew, or cannot be reached for, ends; a client that can
    hear is told so. None is ever thinned out.
+4. A watcher that was told everything up to some version, here or by another tail, goes on from there, as far as
+   removals since then are remembered; otherwise it lost its place and gets all present rows, as at the first time.
 
 State of a stream: (none) -- Watch received=0 --> standing -- WatchLost | Unwatch | newer stream --> (none)
 
@@ -18,7 +20,8 @@ from __future__ import annotations
 import msgspec
 
 from meshray.gcs import limits
-from meshray.gcs.log import Committed, RowChange
+from meshray.gcs.log import Committed, Entry
+from meshray.gcs.removals import Removals
 from meshray.machine import Send
 from meshray.messages.gcs import Changed, Row, Watch, WatchConfirmed, WatchLost
 
@@ -43,21 +46,23 @@ class Stream(msgspec.Struct, eq=False):
 class Watches:
     """All standing watches of a shard."""
 
-    def __init__(self, committed: Committed) -> None:
+    def __init__(self, committed: Committed, removals: Removals) -> None:
         self._committed = committed
+        self._removals = removals
+        self.counts = {"watch_snapshots": 0, "watch_resumed": 0}
         self._streams: dict[WatchId, Stream] = {}
         self._by_key: dict[str, dict[bytes, dict[WatchId, Stream]]] = {}
         self._by_prefix: dict[str, dict[bytes, dict[WatchId, Stream]]] = {}
 
-    def watch(self, route: bytes, message: Watch, now_ns: int) -> list[Send]:
-        """Begin, renew or refuse a stream."""
+    def watch(self, route: bytes, message: Watch, version: int, now_ns: int) -> list[Send]:
+        """Begin, renew or refuse a stream; ``version`` is the last that was committed."""
         stream = self._streams.get((route, message.watch))
         if stream is not None and stream.stream >= message.stream:
             if stream.stream > message.stream:
                 return []
             stream.received = max(stream.received, min(message.received, stream.number))
             stream.renewed_ns = now_ns
-            return [Send(route, WatchConfirmed(message.watch, message.stream, stream.number))]
+            return [Send(route, WatchConfirmed(message.watch, message.stream, stream.number, version))]
         if message.received:
             return [Send(route, WatchLost(message.watch, message.stream, "the shard does not know this watch"))]
         if stream is not None:
@@ -66,7 +71,7 @@ class Watches:
             reason = f"the shard keeps {len(self._streams)} watches already"
             return [Send(route, WatchLost(message.watch, message.stream, reason))]
         new = Stream(route, message.watch, message.stream, message.table, message.key, message.prefix, now_ns)
-        return self._begin(new)
+        return self._begin(new, message.since, version)
 
     def unwatch(self, route: bytes, watch: int) -> None:
         """End a stream."""
@@ -74,12 +79,12 @@ class Watches:
         if stream is not None:
             self._remove(stream)
 
-    def feed(self, changes: list[RowChange]) -> list[Send]:
-        """These changes are committed: tell whoever watches them."""
+    def feed(self, entry: Entry) -> list[Send]:
+        """This entry is committed: tell whoever watches its rows."""
         if not self._streams:
             return []
         told: dict[WatchId, list[Row]] = {}
-        for table, key, version, value in changes:
+        for table, key, version, value in entry.rows:
             keys = self._by_key.get(table)
             if keys and key in keys:
                 for watch_id in keys[key]:
@@ -97,7 +102,8 @@ class Watches:
                 effects.append(self._lose(stream, f"{stream.number - stream.received} messages were not acknowledged"))
             else:
                 stream.number += 1
-                effects.append(Send(stream.route, Changed(stream.watch, stream.stream, stream.number, rows)))
+                changed = Changed(stream.watch, stream.stream, stream.number, rows, as_of=entry.last)
+                effects.append(Send(stream.route, changed))
         return effects
 
     def lose_all(self, reason: str) -> list[Send]:
@@ -129,27 +135,45 @@ class Watches:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def _begin(self, stream: Stream) -> list[Send]:
-        """Send the rows that are there, page by page, and let changes follow."""
+    def _begin(self, stream: Stream, since: int, version: int) -> list[Send]:
+        """Send the rows that are there, page by page, and let changes follow. If the watcher was told everything up to
+        ``since``, and what was removed after that is remembered, only what changed."""
+        resumed = self._removals.floor <= since <= version and since > 0
+        self.counts["watch_resumed" if resumed else "watch_snapshots"] += 1
         effects: list[Send] = []
+        fresh = self._removed(stream, since) if resumed else []
         told, after, more = 0, b"", True
         while more:
-            if stream.prefix:
-                rows, more = self._committed.scan(stream.table, stream.key, after, limits.SCAN_ROWS_MAX)
-            else:
-                found = self._committed.get(stream.table, stream.key)
-                rows, more = [Row(stream.key, *found)] if found else [], False
+            rows, more = self._page(stream, after)
+            after = rows[-1].key if rows else after
+            fresh += [row for row in rows if row.version > since] if resumed else rows
             told += len(rows)
             if told > limits.WATCH_ROWS_MAX:
                 reason = f"more than {limits.WATCH_ROWS_MAX} rows of {stream.table} start with {stream.key!r}"
                 return [Send(stream.route, WatchLost(stream.watch, stream.stream, reason))]
-            after = rows[-1].key if rows else after
-            stream.number += 1
-            page = Changed(stream.watch, stream.stream, stream.number, rows, snapshot=True, more=more)
-            effects.append(Send(stream.route, page))
+            if fresh or not more:
+                stream.number += 1
+                page = Changed(stream.watch, stream.stream, stream.number, fresh, True, more, resumed, version)
+                effects.append(Send(stream.route, page))
+                fresh = []
         self._streams[(stream.route, stream.watch)] = stream
         self._index(stream).setdefault(stream.key, {})[(stream.route, stream.watch)] = stream
         return effects
+
+    def _page(self, stream: Stream, after: bytes) -> tuple[list[Row], bool]:
+        """Return rows behind the key ``after``, and whether there are more."""
+        if stream.prefix:
+            return self._committed.scan(stream.table, stream.key, after, limits.SCAN_ROWS_MAX)
+        found = self._committed.get(stream.table, stream.key)
+        return [Row(stream.key, *found)] if found else [], False
+
+    def _removed(self, stream: Stream, since: int) -> list[Row]:
+        """Return the watched rows that were removed after ``since`` and are not there again."""
+        gone: dict[bytes, int] = {}
+        for version, table, key in self._removals.above(since):
+            if table == stream.table and (key.startswith(stream.key) if stream.prefix else key == stream.key):
+                gone[key] = version
+        return [Row(key, version) for key, version in gone.items() if self._committed.get(stream.table, key) is None]
 
     def _lose(self, stream: Stream, reason: str) -> Send:
         self._remove(stream)

@@ -134,7 +134,8 @@ class Scanned(Message, tag=137):
 class Watch(Message, tag=138):
     """client -> tail. Tell me the row ``key`` (``prefix``: all rows whose key starts with it) now and whenever it
     changes. Idempotent by (client, ``watch``, ``stream``). Sent again, with the number of the last Changed that was
-    ``received``, to acknowledge, to keep the watch, and to learn whether anything was missed."""
+    ``received``, to acknowledge, to keep the watch, and to learn whether anything was missed. A new stream with
+    ``since`` asks only for what changed after that version, for everything up to it was told before."""
 
     watch: int
     stream: int
@@ -143,6 +144,7 @@ class Watch(Message, tag=138):
     key: bytes
     prefix: bool = False
     received: int = 0
+    since: int = 0
 
 
 class Unwatch(Message, tag=139):
@@ -153,7 +155,9 @@ class Unwatch(Message, tag=139):
 
 class Changed(Message, tag=140):
     """tail -> client. Committed rows, in the order of their commits. ``number`` counts the messages of this stream from
-    1 without gaps. ``snapshot``: these are the rows present at the start; ``more`` of them follow."""
+    1 without gaps. ``snapshot``: these are the rows present at the start; ``more`` of them follow. ``resumed``: only
+    what changed, or was removed, after the version that the watcher named. ``as_of``: with this message everything up
+    to that version is told."""
 
     watch: int
     stream: int
@@ -161,14 +165,18 @@ class Changed(Message, tag=140):
     rows: list[Row]
     snapshot: bool = False
     more: bool = False
+    resumed: bool = False
+    as_of: int = 0
 
 
 class WatchConfirmed(Message, tag=141):
-    """tail -> client. This watch stands; ``number`` is that of the last Changed sent."""
+    """tail -> client. This watch stands; ``number`` is that of the last Changed sent. Who has received that was told
+    everything up to version ``as_of``."""
 
     watch: int
     stream: int
     number: int
+    as_of: int = 0
 
 
 class WatchLost(Message, tag=142):

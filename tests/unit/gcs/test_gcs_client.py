@@ -223,6 +223,33 @@ def test_a_watch_that_missed_something_begins_anew_and_tells_what_is_gone(news: 
     assert effects == [RowChanged(watch, "kv", b"c", 9, b"new"), RowChanged(watch, "kv", b"b", 0, None), Synced(watch)]
 
 
+def test_a_watch_goes_on_at_the_next_tail_after_what_it_was_told() -> None:
+    client = GcsClient("c", [Shard(1, [("s0", "ipc://s0"), ("s1", "ipc://s1")])])
+    watch, _ = client.watch("kv", b"", 0, prefix=True)
+    rows = [Row(b"a", 1, b"x"), Row(b"b", 2, b"y"), Row(b"c", 3, b"z")]
+    client.handle(Received(b">s1", Changed(watch, 1, 1, rows[:2], True, True, as_of=9)), 0)
+    client.handle(Received(b">s1", Changed(watch, 1, 2, rows[2:], True, as_of=9)), 0)
+    client.handle(Received(b">s1", Changed(watch, 1, 3, [Row(b"b", 11, b"n")], as_of=11)), 0)
+    client.handle(Received(b">s1", WatchConfirmed(watch, 1, 3, 15)), 0)
+    client.handle(Received(b">s1", WrongEpoch(Shard(2, [("s0", "ipc://s0")]))), 0)
+    client.handle(Tick(), limits.RESEND_NS)
+    effects = client.handle(Received(b">s0", WatchLost(watch, 1, "not known")), limits.RESEND_NS)
+    effects += client.handle(Tick(), 3 * limits.RESEND_NS)
+    assert sent(effects, Watch) == [Watch(watch, 2, 2, "kv", b"", True, since=15)]
+    page = Changed(watch, 2, 1, [Row(b"a", 17), Row(b"d", 16, b"w")], True, resumed=True, as_of=20)
+    assert client.handle(Received(b">s0", page), 0) == [
+        RowChanged(watch, "kv", b"a", 17, None), RowChanged(watch, "kv", b"d", 16, b"w"), Synced(watch)]
+
+
+def test_half_a_snapshot_is_no_place_to_go_on_from() -> None:
+    client = GcsClient("c", ONE)
+    watch, _ = client.watch("kv", b"", 0, prefix=True)
+    client.handle(Received(b">s0", Changed(watch, 1, 1, [Row(b"a", 1, b"x")], True, True, as_of=9)), 0)
+    client.handle(Received(b">s0", WatchConfirmed(watch, 1, 1, 12)), 0)
+    effects = client.handle(Received(b">s0", Changed(watch, 1, 3, [], as_of=13)), 0)
+    assert sent(effects, Watch) == [Watch(watch, 2, 1, "kv", b"", True)]
+
+
 def test_a_prefix_watch_is_synced_when_all_shards_are() -> None:
     client = GcsClient("c", TWO)
     watch, effects = client.watch("node", b"", 0, prefix=True)
