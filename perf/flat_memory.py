@@ -1,6 +1,6 @@
 """Does memory stay flat over a million tasks whose references are dropped?
 
-*Shell (/proc, clock, stdout).* ``python -m perf.flat_memory [--tasks N] [--replicas R] [--json]``.
+*Shell (/proc, clock, stdout).* ``python -m perf.flat_memory [--tasks N] [--replicas R] [--hold N] [--json]``.
 
 1. After each batch the program notes the memory of itself and of every process below it (USS: private pages, so that
    shared ones are not counted for everybody), and the size of the control store's files.
@@ -8,6 +8,8 @@
    count, what grows does.
 3. The cluster is one node, whose control store has one shard with ``--replicas`` servers, all of them on it. The rows
    of the node, of the control store and of its files have a limit.
+4. Results that are dropped at once leave no trace in the control store. With ``--hold`` the results of the last N
+   batches stay referred to, so that lineage is written and removed again.
 
 Source: OSDI'18 figure 10b.
 """
@@ -18,7 +20,7 @@ import argparse
 import json
 import os
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -63,23 +65,27 @@ def store_bytes(root: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in root.rglob("data.mdb"))
 
 
-def run(tasks: int, replicas: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
+def run(tasks: int, replicas: int, hold: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
     """Run the tasks; return (tasks done, bytes) for each process, and tasks per second."""
     adopt_orphans()
     with gcs_cluster(replicas, nodes=1, cpus=2) as cluster:
         meshray.init(cluster.file.address)
         try:
-            return _run(tasks)
+            return _run(tasks, hold)
         finally:
             meshray.shutdown()
 
 
-def _run(tasks: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
+def _run(tasks: int, hold: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
     notes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    held: deque[list[Any]] = deque()
     every = max(BATCH, tasks // NOTES // BATCH * BATCH)
     began = time.perf_counter()
     for done in range(BATCH, tasks + 1, BATCH):
-        meshray.get([nothing.remote() for _ in range(BATCH)])
+        held.append([nothing.remote() for _ in range(BATCH)])
+        meshray.get(held[-1])
+        if len(held) > hold:
+            held.popleft()
         if done % every == 0:
             for pid in [os.getpid(), *descendants(os.getpid())]:
                 notes[role(pid)].append((done, private_bytes(pid)))
@@ -92,9 +98,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.flat_memory", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", type=int, default=1_000_000)
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--hold", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    notes, rate = run(arguments.tasks, arguments.replicas)
+    notes, rate = run(arguments.tasks, arguments.replicas, arguments.hold)
     rows: list[dict[str, Any]] = [row("tasks", rate, "1/s")]
     for name, points in notes.items():
         half = points[len(points) // 2 :]
