@@ -86,7 +86,7 @@ class Storage:
             sync = durability == "fsync"
             self._env = lmdb.open(
                 directory, map_size=map_bytes, mode=0o700, max_dbs=len(TABLES) + 2, sync=sync, metasync=sync,
-                meminit=False, readahead=False,
+                meminit=False, readahead=False, max_spare_txns=0,
             )
             self._env.reader_check()
             self._tables = {table: self._env.open_db(table.encode()) for table in TABLES}
