@@ -246,6 +246,11 @@ HOLDER_LINGER_NS = 1 * SECOND_NS
 their receivers meanwhile. Far above a message's way at 100 % CPU, and leaves as much of the 2 s in which everything
 unreachable is freed."""
 
+OWNER_STAYS_NS = 10 * SECOND_NS
+"""A worker whose actor ended in good order, or that has run ``max_calls`` tasks, stays so long if others refer to what
+it owns: time to read it. Not longer, since it keeps its memory and its GPUs meanwhile. Idle workers stay as long as
+needed."""
+
 HOLDS_DOUBTED_NS = 10 * SECOND_NS
 """So often an owner asks holders on other machines what they still hold, and a worker asks after pinned results: what a
 broken connection swallowed leaks no longer than two of these times. Rare, since connections seldom break."""

@@ -30,5 +30,6 @@ def run(name: str, endpoint: str) -> None:
         atexit._run_exitfuncs()
         flush_output()
         session.farewell(reason)
+        executor.stay_for_holders()
     finally:
         session.close()

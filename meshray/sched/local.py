@@ -19,6 +19,7 @@ from meshray.machine import Disconnect, Received, Tick, Undeliverable
 from meshray.messages.node import (
     ActorStarted,
     CreateActor,
+    Death,
     DeclareDemand,
     KillActor,
     LeaseLost,
@@ -153,10 +154,7 @@ class LocalScheduler:
             case SessionJoined():
                 self._joined(event)
             case WorkerLeft():
-                worker = self._context.pool.workers.get(event.name)
-                if worker is not None and worker.state != LEAVING:
-                    self._actors.worker_left(worker, event.reason)
-                    self._context.pool.leaving(worker)
+                self._worker_left(event)
             case WorkerDied():
                 self._worker_died(event)
             case DriverGone():
@@ -252,13 +250,27 @@ class LocalScheduler:
             self._context.pool.joined(Worker(event.name, event.route, event.pid, event.endpoint, IDLE,
                                              self._context.now_ns))
 
+    def _worker_left(self, event: WorkerLeft) -> None:
+        worker = self._context.pool.workers.get(event.name)
+        if worker is None or worker.state == LEAVING:
+            return
+        self._actors.worker_left(worker, event.reason)
+        self._context.pool.leaving(worker)
+        self._demands.worker_died(worker, Death(worker.name, worker.pid, self._context.node, reason=event.reason))
+        if worker.allocation is not None and not worker.allocation.gpus:
+            # It may stay a while for those who refer to what it owns. The memory of GPUs is free when the process ends.
+            self._take_back(worker)
+
+    def _take_back(self, worker: Worker) -> None:
+        if worker.allocation is not None:
+            self._context.ledger.give_back(worker.allocation)
+            worker.allocation = None
+
     def _worker_died(self, event: WorkerDied) -> None:
         worker = self._context.pool.died(event.name)
         if worker is None:
             return
-        if worker.allocation is not None:
-            self._context.ledger.give_back(worker.allocation)
-            worker.allocation = None
+        self._take_back(worker)
         self._demands.worker_died(worker, event.death)
         self._actors.worker_died(worker, event.death)
         self._owner_gone(event.name)

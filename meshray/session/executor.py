@@ -356,9 +356,18 @@ class Executor:
         """Leave if that was waited for; ask after old pins. (leader)"""
         if self.values.pinned:
             self.values.ask_after_pins(self.session.now_ns)
-        if self._retiring and not self.session.references.holds.held and not self.values.pinned and not any(
+        if self._retiring and not self._lends() and not any(
                 link.creation is not None for link in self.session.actors.links.values()):
             self.leave("idle")
+
+    def stay_for_holders(self) -> None:
+        """The node knows that this worker has ended: stay a while as long as others refer to what it owns."""
+        session = self.session
+        session.driving.until(lambda: session.closing or not self._lends(),
+                              time.monotonic_ns() + config.OWNER_STAYS_NS)
+
+    def _lends(self) -> bool:
+        return bool(self.session.references.holds.held) or self.values.pinned
 
     def leave(self, reason: str) -> None:
         """End the loop after the running task. Any thread."""

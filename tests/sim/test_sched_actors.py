@@ -87,6 +87,26 @@ def test_leaving_ends_an_actor_without_restart() -> None:
     assert story(cluster, wanted).count(("dead", 0)) == 1
 
 
+def test_a_worker_that_has_left_keeps_only_its_gpus_until_its_end() -> None:
+    for need in (CPU, {"GPU": UNIT}):
+        cluster, driver = ready({"CPU": UNIT, "GPU": UNIT})
+        first, second = spec(1, driver, run=need, place=need), spec(2, driver, run=need, place=need)
+        create(cluster, driver, first)
+        cluster.rest(50 * MS)
+        worker = worker_of(cluster, first)
+        create(cluster, driver, second)
+        cluster.rest(50 * MS)
+        assert story(cluster, second) == [("pending", 0)]
+        cluster.processes["node-0"].handle(WorkerLeft(worker.name, "ended"))
+        cluster.rest(50 * MS)
+        assert story(cluster, first)[-1] == ("dead", 0)
+        assert len(story(cluster, second)) == (2 if need is CPU else 1)
+        cluster.crash_worker(worker, signal=0)
+        cluster.rest(50 * MS)
+        assert story(cluster, second) == [("pending", 0), ("alive", 0)]
+        cluster.check_rest()
+
+
 def test_actors_hold_what_they_run_with_and_spill_when_the_node_is_full() -> None:
     cluster, driver = ready({"CPU": 2 * UNIT}, {"CPU": 2 * UNIT})
     actors = [spec(number, driver, run=CPU) for number in range(4)]
