@@ -26,7 +26,6 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -82,12 +81,12 @@ class Pins:
         with self._lock:
             counts[made] = counts[made] + 1 & _WORD_MASK
         if generation is not None and self._generations[bucket] != generation:
-            self._release(bucket, None)
+            self._release(bucket)
             return None
         try:
-            view = self._file.pin(offset, size_bytes, partial(self._release, bucket, keep))
+            view = self._file.pin(offset, size_bytes, self._release, bucket, keep)
         except ValueError:
-            self._release(bucket, None)
+            self._release(bucket)
             raise
         if self._gone:
             self._settle()
@@ -98,7 +97,7 @@ class Pins:
         self._file.back_board(self._start + page * config.PAGE_BYTES, config.PAGE_BYTES)
         self._backed[page] = 1
 
-    def _release(self, bucket: int, keep: Any) -> None:
+    def _release(self, bucket: int) -> None:
         # Called by destructors, perhaps in a thread that holds the lock: then whoever holds it looks again.
         if self._lock.acquire(False):
             try:

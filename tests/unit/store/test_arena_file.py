@@ -83,7 +83,7 @@ def test_ranges_outside_the_arena_are_refused(arena: ArenaFile) -> None:
 def test_a_pin_is_released_once_when_the_last_derived_buffer_is_gone(arena: ArenaFile) -> None:
     arena.write(4096, bytes(range(64)))
     released: deque[str] = deque()
-    view = arena.pin(4096, 64, lambda: released.append("gone"))
+    view = arena.pin(4096, 64, lambda mark: released.append("gone"))
     array = np.frombuffer(view[8:][8:], dtype="u8")
     part = array[1:]
     del view, array
@@ -97,7 +97,7 @@ def test_a_pin_is_released_once_when_the_last_derived_buffer_is_gone(arena: Aren
 
 def test_a_pin_in_a_reference_cycle_is_released_by_the_collector(arena: ArenaFile) -> None:
     released: deque[int] = deque()
-    cycle: list[object] = [arena.pin(0, 64, lambda: released.append(1))]
+    cycle: list[object] = [arena.pin(0, 64, released.append, 1)]
     cycle.append(cycle)
     del cycle
     gc.collect()
@@ -105,7 +105,7 @@ def test_a_pin_in_a_reference_cycle_is_released_by_the_collector(arena: ArenaFil
 
 
 def test_pinned_views_are_read_only(arena: ArenaFile) -> None:
-    view = arena.pin(0, 64, lambda: None)
+    view = arena.pin(0, 64, id)
     assert view.readonly and not np.frombuffer(view, "u1").flags.writeable
     with pytest.raises(TypeError):
         view[0] = 1
@@ -114,11 +114,16 @@ def test_pinned_views_are_read_only(arena: ArenaFile) -> None:
 def test_a_pinned_view_outlives_close_and_unlink(tmp_path: Path) -> None:
     file = ArenaFile.create(str(tmp_path / "arena"), SIZE)
     file.write(0, b"still here")
-    view = file.pin(0, 10, lambda: None)
+    view = file.pin(0, 10, id)
     file.close()
     file.unlink()
     file.unlink()
     assert view == b"still here"
+    array = np.frombuffer(view, "u1")
+    del view
+    assert file.path in Path("/proc/self/maps").read_text() and array[0] == ord("s")
+    del array
+    assert file.path not in Path("/proc/self/maps").read_text(), "the mapping goes with the last view"
 
 
 def test_a_kernel_without_populate_falls_back_to_fallocate(arena: ArenaFile, monkeypatch: pytest.MonkeyPatch) -> None:
