@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from meshray.transport import relay
@@ -104,6 +104,11 @@ class BehindNode:
             return [route, *parts[2:]]
         self.bounced.append((route, parts[2]))
         return None
+
+    @property
+    def readable(self) -> Sequence[int]:
+        """The watched descriptors that were readable when ``wait`` returned last."""
+        return self._local.readable
 
     def wait(self, timeout_ms: int) -> bool:
         """Sleep until a message or watched fd is ready, at most ``timeout_ms`` (-1: no limit). True if a message is."""

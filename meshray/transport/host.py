@@ -88,8 +88,9 @@ class Host:
             message = decode(frame)
             if type(message) is not BadFrame:
                 effects += handle(Undeliverable(route, message), now_ns)
-        for source in list(self._sources.values()):
-            for event in source():
+        for fd in self.peers.readable:
+            source = self._sources.get(fd)
+            for event in source() if source is not None else ():
                 effects += handle(event, now_ns)
         deadline_ns = self.machine.deadline_ns()
         if deadline_ns is not None and deadline_ns <= now_ns:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -82,6 +83,11 @@ class Switch:
         if remote is None:
             return self._local.send(route, frame, *buffers)
         return self.links.send(remote.node, [remote.head, frame, *buffers])
+
+    @property
+    def readable(self) -> Sequence[int]:
+        """The watched descriptors that were readable when ``wait`` returned last."""
+        return self._local.readable
 
     def wait(self, timeout_ms: int) -> bool:
         """Sleep until something is ready, at most ``timeout_ms``; ``receive`` looks for itself what it is."""

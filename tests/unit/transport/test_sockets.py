@@ -1,4 +1,4 @@
-"""Dialogs of ``Peers`` over Unix sockets: what is opened again under a name that was used before."""
+"""``Peers`` over Unix sockets: names that are used again, and what waiting tells."""
 
 from __future__ import annotations
 
@@ -48,3 +48,28 @@ def test_a_name_leads_elsewhere_at_once(peers, closes):
             if closes:
                 caller.disconnect("x")
                 assert not caller.send(route, b"nobody is there")
+
+
+def test_waiting_says_which_descriptors_are_readable(peers):
+    sender, receiver = peers("a"), peers("b")
+    pipes = [os.pipe() for _ in range(2)]
+    for read_end, _ in pipes:
+        receiver.watch_fd(read_end)
+    try:
+        assert not receiver.wait(0)
+        assert not receiver.readable
+        os.write(pipes[1][1], b"x")
+        assert not receiver.wait(DEADLINE_MS)
+        assert list(receiver.readable) == [pipes[1][0]]
+        sender.send(sender.connect("b", receiver.endpoint), b"both")
+        while not receiver.wait(DEADLINE_MS):
+            assert list(receiver.readable) == [pipes[1][0]]
+        assert list(receiver.readable) == [pipes[1][0]]
+        os.read(pipes[1][0], 1)
+        assert take(receiver) == [b"a", b"both"]
+        assert not receiver.readable
+    finally:
+        for read_end, write_end in pipes:
+            receiver.unwatch_fd(read_end)
+            os.close(read_end)
+            os.close(write_end)
