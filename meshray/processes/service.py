@@ -47,7 +47,8 @@ def runner(settings: NodeConfig, name: str) -> birth.Runner:
             name, settings.host_masters[name], shards=settings.shards, acceptors=tuple(settings.acceptors),
             replicas=settings.replicas, rank=list(settings.masters).index(name), own_node=node)
     directory = os.path.join(settings.state_dir or settings.run_dir, "gcs", name)
-    os.makedirs(directory, 0o700, exist_ok=True)
+    for made in (os.path.dirname(directory), directory):  # makedirs gives its mode to the last one only
+        os.makedirs(made, 0o700, exist_ok=True)
     index = int(name.split("-")[1])
     return lambda: shard.run(
         name, settings.host_shards[name], directory, settings.shards[index], settings.durability, index=index,

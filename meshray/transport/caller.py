@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from meshray import config
 from meshray.errors import KeyRefusedError
@@ -70,7 +69,7 @@ class Caller:
         """Sleep until an answer is there. Raise KeyRefusedError when the node does not let our key in."""
         ready = zmq.zmq_poll([(self._socket, zmq.POLLIN), (self._monitor, zmq.POLLIN)], timeout_ms)
         if any(socket is self._monitor for socket, _ in ready):
-            parse_monitor_message(self._monitor.recv_multipart())
+            self._monitor.recv_multipart()
             raise KeyRefusedError(f"the node at {self.endpoint} does not let this key in: {self._pair.public}. On a "
                                   f"machine of the cluster run: meshray keys add {self._pair.name} {self._pair.public}")
         return bool(ready)

@@ -12,6 +12,8 @@ import errno
 import os
 import socket
 import stat
+import struct
+from collections.abc import Sequence
 from contextlib import suppress
 
 from meshray.transport.endpoints import bind_address
@@ -20,6 +22,19 @@ End = tuple[str, int]
 """Host and port."""
 
 NOWHERE: End = ("", 0)
+
+
+_MONITORED = struct.Struct("=HI")
+
+
+def monitored(parts: Sequence[bytes]) -> tuple[int, int, str]:
+    """Return an event of a socket's monitor: its kind, its value (a descriptor, often) and the address. pyzmq's own
+    parser would bring asyncio into every process.
+
+    Source: zmq_socket_monitor(3).
+    """
+    kind, value = _MONITORED.unpack(parts[0])
+    return kind, value, parts[1].decode(errors="replace")
 
 
 def numeric(address: str) -> str:

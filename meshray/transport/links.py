@@ -25,7 +25,6 @@ from typing import Any
 
 import msgspec
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from meshray import config
 from meshray.node_config import Network
@@ -320,18 +319,17 @@ class Links:
 
     def look(self) -> None:
         """Take one event of the monitor: what became of the connections that we opened."""
-        event: Any = parse_monitor_message(self.monitor.recv_multipart())
-        link = self._by_address.get(event["endpoint"].decode(errors="replace"))
+        kind, value, address = connections.monitored(self.monitor.recv_multipart())
+        link = self._by_address.get(address)
         if link is None:
             return
-        kind = event["event"]
         if kind == zmq.EVENT_CONNECTED:
-            link.descriptor = int(event["value"])
+            link.descriptor = value
         elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             link.refused = ""
         elif kind == zmq.EVENT_DISCONNECTED:
             # ZeroMQ would connect again, and send what waits before the news that must come first.
-            if link.descriptor == int(event["value"]) and not link.refused:
+            if link.descriptor == value and not link.refused:
                 self._close_out(link)
                 self.open_link(link)
         elif not link.refused:

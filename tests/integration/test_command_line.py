@@ -177,7 +177,7 @@ def test_up_with_another_configuration_changes_nothing(two_nodes, tmp_path):
 ])
 def test_bad_files_are_refused_before_anything_starts(root, tmp_path, change, words):
     file = tmp_path / "bad.yaml"
-    file.write_text(TWO_NODES.format(name="bad").replace(*change, 1))
+    file.write_text(TWO_NODES.format(name="bad", store="64MiB").replace(*change, 1))
     result = command_line("up", str(file), ok=False)
     shown = result.stdout + result.stderr
     assert result.returncode != 0
