@@ -246,6 +246,10 @@ HOLDER_LINGER_NS = 1 * SECOND_NS
 their receivers meanwhile. Far above a message's way at 100 % CPU, and leaves as much of the 2 s in which everything
 unreachable is freed."""
 
+LOGS_FLUSH_NS = 1 * SECOND_NS
+"""A driver that leaves waits no longer for what its tasks wrote on other nodes: far above a round trip, and a node that
+has just died holds nobody up."""
+
 OWNER_STAYS_NS = 10 * SECOND_NS
 """A worker whose actor ended in good order, or that has run ``max_calls`` tasks, stays so long if others refer to what
 it owns: time to read it. Not longer, since it keeps its memory and its GPUs meanwhile. Idle workers stay as long as

@@ -8,6 +8,7 @@ Dialogs::
     node -> session      DescribeSession         -> Description     in-flight and recent tasks of that process
     tool -> node         StopCluster             -> ClusterStopping
     node -> driver       LogLines
+    node -> node         FlushLines              -> LinesFlushed, after LogLines
 """
 
 from __future__ import annotations
@@ -73,4 +74,20 @@ class Notice(Message, tag=176):
     text: str
 
 
-MESSAGES = (DescribeCluster, DescribeSession, Description, StopCluster, ClusterStopping, LogLines, Notice)
+class FlushLines(Message, tag=177):
+    """node of a driver that leaves -> every other node. Read what your workers have written up to now, and send what is
+    for the driver. ``node`` asks. Answered by LinesFlushed behind the LogLines. Idempotent."""
+
+    driver: str
+    node: str
+
+
+class LinesFlushed(Message, tag=178):
+    """node -> node of a driver that leaves. ``node`` has sent all that its workers had written for ``driver``."""
+
+    driver: str
+    node: str
+
+
+MESSAGES = (DescribeCluster, DescribeSession, Description, StopCluster, ClusterStopping, LogLines, Notice, FlushLines,
+            LinesFlushed)

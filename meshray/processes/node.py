@@ -43,6 +43,7 @@ from meshray.processes.node_events import (
 )
 from meshray.processes.node_keys import NodeKeys
 from meshray.processes.node_lifetimes import Lifetimes
+from meshray.processes.node_logs import NodeLogs
 from meshray.processes.node_sessions import NodeSessions
 from meshray.processes.retention import Retention
 from meshray.processes.revival import Revival
@@ -94,6 +95,7 @@ class NodeMachine:
         self.gcs = gcs
         self.total = {name: int(amount * UNITS_PER_ONE) for name, amount in settings.resources.items()}
         self.sessions = NodeSessions(self)
+        self.logs = NodeLogs(self)
         self.lifetimes = Lifetimes(self)
         self.members = self.sessions.members
         self.peers: dict[str, str] = {}
@@ -125,15 +127,17 @@ class NodeMachine:
             key_messages.ChangeKey: self.keys.change,
             key_messages.AskWay: self.keys.way,
             objects.OrphansRead: self.lifetimes.orphans_read,
-            state.LogLines: lambda event, now_ns: self._deliver_lines(event.message),
+            state.LogLines: lambda event, now_ns: self.logs.deliver(event.message),
+            state.FlushLines: self.logs.asked,
+            state.LinesFlushed: self.logs.flushed,
         }
         self._by_event: dict[type, Callable[[Any, int], list[Any]]] = {
             WorkerForked: lambda event, now_ns: [],
             WorkerForkFailed: self.sessions.fork_failed,
             WorkerExited: self.sessions.worker_exited,
             DriverExited: self.sessions.driver_exited,
-            LogsRead: self.sessions.logs_read,
-            LinesWritten: self._lines_written,
+            LogsRead: self.logs.read,
+            LinesWritten: self.logs.written,
             ServiceExited: self._service_exited,
             Undeliverable: self._undeliverable,
             Tick: self._tick,
@@ -171,7 +175,8 @@ class NodeMachine:
         """When ``Tick`` is due next."""
         deadlines = [self.scheduler.deadline_ns(), self.store.deadline_ns(), self.gcs.deadline_ns(),
                      self.describer.deadline_ns(), self.sessions.deadline_ns(), self._supervisor.deadline_ns(),
-                     self.lifetimes.deadline_ns(), self._retention.deadline_ns(), self.actors.deadline_ns()]
+                     self.lifetimes.deadline_ns(), self._retention.deadline_ns(), self.actors.deadline_ns(),
+                     self.logs.deadline_ns()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _tick(self, event: Tick, now_ns: int) -> list[Any]:
@@ -180,6 +185,7 @@ class NodeMachine:
         effects += self._gcs_done(self.gcs.handle(event, now_ns), now_ns)
         effects += self.describer.tick(now_ns)
         effects += self.sessions.tick(now_ns)
+        effects += self.logs.tick(now_ns)
         effects += self.lifetimes.tick(now_ns)
         effects += self._retention.tick(now_ns)
         effects += self.actors.tick(now_ns)
@@ -348,22 +354,7 @@ class NodeMachine:
                 effects += self.to_named(name, endpoint, ServerDied(event.name, event.pid))
         return effects + self._ending(self._supervisor.exited(event, now_ns))
 
-    # --- logs and end --------------------------------------------------------------------------------------------
-
-    def _lines_written(self, event: LinesWritten, now_ns: int) -> list[Any]:
-        member = self.members.get(event.worker)
-        if member is None:
-            return []
-        lines = state.LogLines(member.label or "worker", member.pid, self.settings.node_name, event.stream, event.lines,
-                               member.serving)
-        return self._deliver_lines(lines)
-
-    def _deliver_lines(self, lines: state.LogLines) -> list[Any]:
-        for driver in self.members.values():
-            if driver.kind == "driver" and driver.job == lines.job:
-                return [Send(driver.route, lines)]
-        home = "node-" + lines.job.rpartition("-")[0]
-        return self.to_peer(home, lines) if home != self.node else []
+    # --- end ---------------------------------------------------------------------------------------------------
 
     def _stop(self, event: Received, now_ns: int) -> list[Any]:
         pids = [member.pid for member in self.members.values() if member.kind == "worker"]

@@ -85,14 +85,15 @@ class WatchDriver(msgspec.Struct, frozen=True, gc=False):
 
 
 class ReadLogs(msgspec.Struct, frozen=True, gc=False):
-    """Effect: read what workers have written up to now (LinesWritten), then report LogsRead."""
+    """Effect: read what workers have written up to now (LinesWritten), then report LogsRead. ``driver`` leaves, and
+    ``node`` is its node."""
 
     driver: str
-    stop_cluster: bool
+    node: str
 
 
 class LogsRead(msgspec.Struct, frozen=True, gc=False):
     """Event: what ReadLogs asked for has been told."""
 
     driver: str
-    stop_cluster: bool
+    node: str

@@ -89,7 +89,7 @@ class NodeProcess:
             perform={ForkWorker: lambda effect: self._zygote.fork(effect.name),
                      KillWorker: lambda effect: self._zygote.kill(effect.name),
                      StartService: self._start_service, WatchDriver: self._watch_driver,
-                     ReadLogs: lambda effect: [*self._logs.read_all(), LogsRead(effect.driver, effect.stop_cluster)],
+                     ReadLogs: lambda effect: [*self._logs.read_all(), LogsRead(effect.driver, effect.node)],
                      **dict.fromkeys(SLOW_EFFECTS, self._background.submit),
                      **dict.fromkeys(DISK_EFFECTS, self._disk.submit),
                      **dict.fromkeys(BULK_EFFECTS, self._bulk.submit), SetKey: self._set_key,

@@ -28,8 +28,6 @@ from meshray.messages.node import Death, Register, Registered, RegisterRefused, 
 from meshray.processes.node_events import (
     DriverExited,
     KillWorker,
-    LogsRead,
-    ReadLogs,
     WatchDriver,
     WorkerExited,
     WorkerForkFailed,
@@ -160,20 +158,20 @@ class NodeSessions:
         name = name_of(event.route)
         member = self.members.get(name)
         if member is not None and member.kind == "driver":
-            return [ReadLogs(name, event.message.stop_cluster)]
+            return self._node.logs.flush_for(name, now_ns, stop_cluster=event.message.stop_cluster)
         effects: list[Any] = []
         if member is not None:
             member.leaving = event.message.reason or "left"
             effects += self._node.schedule(sched_events.WorkerLeft(name, member.leaving), now_ns)
         return [*effects, Send(event.route, Unregistered())]
 
-    def logs_read(self, event: LogsRead, now_ns: int) -> list[Any]:
-        """A driver that leaves has heard all that its tasks wrote here."""
-        member = self.members.get(event.driver)
+    def driver_left(self, name: str, now_ns: int, *, stop_cluster: bool) -> list[Any]:
+        """A driver that leaves has heard all that its tasks wrote."""
+        member = self.members.get(name)
         if member is None:
             return []
         effects = [*self._driver_gone(member, "finished", "finished", now_ns), Send(member.route, Unregistered())]
-        return [*effects, Stop("its driver shut it down")] if event.stop_cluster else effects
+        return [*effects, Stop("its driver shut it down")] if stop_cluster else effects
 
     def worker_exited(self, event: WorkerExited, now_ns: int) -> list[Any]:
         """A worker's process is gone."""

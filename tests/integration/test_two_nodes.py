@@ -309,3 +309,23 @@ def test_leaving_driver_gives_its_resources_back(tmp_path):
         """, tmp_path)
     wait_until(lambda: meshray.available_resources().get("left") == 4)
     wait_until(lambda: meshray.available_resources().get("right") == 4)
+
+
+PRINTS = """
+import meshray
+
+meshray.init(address="auto")
+
+@meshray.remote
+def talk(side):
+    print("the last words of", side)
+
+meshray.get([talk.options(resources={side: 1}).remote(side) for side in ("left", "right")])
+"""
+
+
+def test_a_driver_hears_what_its_tasks_printed_on_all_nodes_before_it_exits(tmp_path):
+    for _ in range(3):
+        output = run_script(PRINTS, tmp_path)
+        assert "the last words of left" in output
+        assert "the last words of right" in output
