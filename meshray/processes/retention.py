@@ -6,7 +6,8 @@ head does. Two that believe it is theirs do no harm.
 1. Deletions are ordinary writes, under the condition that the row is still what was seen: they go down the chain like
    all others, and a row that came to life again stays.
 2. A job counts as ended when its row said so in two sweeps, and no actor that it made lives. Its functions and what is
-   left of its lineage go then: sessions remove lineage themselves, unless they are killed.
+   left of its lineage go then: sessions remove lineage themselves, unless they are killed. What its driver left goes
+   also if actors live on.
 3. Rows of ended jobs, dead actors and dead nodes stay as history; of each kind the newest, as many as the settings say.
    A job's row goes last, after everything that names it.
 4. A node that two sweeps did not find is dead, and the jobs of its drivers have failed: it cannot say so itself.
@@ -45,6 +46,7 @@ class _Sweep(msgspec.Struct, eq=False):
     living: set[str] = set()
     """Jobs with actors that live."""
     ended: set[str] = set()
+    """Jobs, and the drivers of jobs: what names them goes."""
     missing: set[str] = set()
     """Nodes that have a row and are not there."""
     cleaning: frozenset[str] = frozenset()
@@ -58,7 +60,7 @@ class Retention:
         self._due_ns: int | None = None
         self._sweep: _Sweep | None = None
         self._ended: set[str] = set()
-        """Jobs that had ended at the last sweep."""
+        """Jobs and drivers that had ended at the last sweep."""
         self._cleaned: set[str] = set()
         """Of those, the ones of which nothing is left but their row."""
         self._missing: set[str] = set()
@@ -144,7 +146,9 @@ class Retention:
     def _cleaning_of(self, table: str, then: Callable[[_Sweep, int], list[Any]]) -> Callable[[_Sweep, int], list[Any]]:
         def judge(sweep: _Sweep, row: Row) -> list[Op]:
             found = tables.decode(row.value or b"", _OF_JOBS[table])
-            return [_delete(table, row.key, row.version)] if found.job in sweep.cleaning else []
+            owner = "" if isinstance(found, tables.FunctionRow) else found.owner
+            goes = found.job in sweep.cleaning or owner in sweep.cleaning
+            return [_delete(table, row.key, row.version)] if goes else []
 
         return lambda sweep, now_ns: self._table(table, judge, now_ns, then)
 
@@ -183,7 +187,9 @@ class Retention:
         if found.state == "running":
             if self._is_missing(sweep, found.node):
                 return [_put(tables.JOB, row, msgspec.structs.replace(found, state="failed", reason=_LOST))]
-        elif found.job not in sweep.living:
+            return []
+        sweep.ended.add(found.driver)
+        if found.job not in sweep.living:
             sweep.ended.add(found.job)
             sweep.history[tables.JOB].append((row.version, row.key))
         return []

@@ -80,7 +80,7 @@ class Store:
 
 
 def job(name: str, state: str = "finished", node: str = "node-a") -> tables.JobRow:
-    return tables.JobRow(name, "driver", "ns", state=state, node=node)
+    return tables.JobRow(name, f"driver of {name}", "ns", state=state, node=node)
 
 
 def actor(state: str, job: str = "a-1") -> tables.ActorRow:
@@ -110,8 +110,10 @@ def test_a_job_whose_actors_live_has_not_ended() -> None:
     store.put(tables.JOB, "a-1", job("a-1"))
     store.put(tables.ACTOR, "detached", actor("restarting"))
     store.work("a-1")
+    store.put(tables.OBJECT, "object of the driver", tables.ObjectRow("driver of a-1", job="a-1"))
     store.sweep(5)
-    assert len(left(store)) == 3 and store.keys(tables.JOB) == ["a-1"]
+    assert left(store) == ["task of a-1", "object of a-1", "function of a-1"]
+    assert store.keys(tables.JOB) == ["a-1"]
     store.put(tables.ACTOR, "detached", actor("dead"))
     store.sweep(2)
     assert left(store) == []
