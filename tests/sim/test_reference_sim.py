@@ -110,7 +110,8 @@ BROKEN: dict[str, tuple[type, str, Callable[..., Any]]] = {
 }
 
 
-RARE = {"does not hold what calls of dead callers need": 495, "frees a dead owner's objects under their readers": 771}
+RARE = {"does not hold what calls of dead callers need": 495, "frees a dead owner's objects under their readers": 771,
+        "drops pins with the process they were for": 1642}
 """Seeds to try first."""
 
 
