@@ -183,18 +183,7 @@ class ActorHost:
         if main:
             self.executor.running = (route, call.seq, context)
         try:
-            if context.cancelled:
-                raise KeyboardInterrupt
-            method = self.method(call.method)
-            if call.args is None and call.arguments is None and call.args_location is None:
-                value = method()
-            else:
-                args, kwargs = self.executor.values.arguments(route, context.task, call, message.endpoint)
-                value = method(*args, **kwargs)
-                del args, kwargs
-            result = (TaskResult(call.seq) if value is None and call.num_returns == 1
-                      else self.executor.values.result(route, call.seq, context, value, call.num_returns))
-            del value
+            result = self.result(route, call, context, self.invoke(route, message, call, context))
         except BaseException as error:
             result = self.failed(call, error, context)
         finally:
@@ -215,6 +204,22 @@ class ActorHost:
             self._cancelled.discard(key)
             context.cancelled = True
         return context
+
+    def invoke(self, route: bytes, message: CallActor, call: CallEntry, context: TaskContext) -> Any:
+        """Call the method with its arguments; return its value, or the coroutine that will have it."""
+        if context.cancelled:
+            raise KeyboardInterrupt
+        method = self.method(call.method)
+        if call.args is None and call.arguments is None and call.args_location is None:
+            return method()
+        args, kwargs = self.executor.values.arguments(route, context.task, call, message.endpoint)
+        return method(*args, **kwargs)
+
+    def result(self, route: bytes, call: CallEntry, context: TaskContext, value: Any) -> TaskResult:
+        """Return the encoded value of a call."""
+        if value is None and call.num_returns == 1:
+            return TaskResult(call.seq)
+        return self.executor.values.result(route, call.seq, context, value, call.num_returns)
 
     def finish(self, route: bytes, call: CallEntry, context: TaskContext, started_ns: int,
                result: TaskResult) -> None:

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from meshray.messages.tasks import CallActor, CallEntry, TaskResult
+from meshray.messages.tasks import CallActor, CallEntry
 from meshray.session.context import CURRENT
 
 if TYPE_CHECKING:
@@ -160,19 +160,10 @@ class EventLoop:
         CURRENT.set(context)
         started_ns = time.monotonic_ns()
         try:
-            if context.cancelled:
-                raise KeyboardInterrupt
-            method = host.method(call.method)
-            if call.args is None and call.arguments is None and call.args_location is None:
-                value = method()
-            else:
-                args, kwargs = self.executor.values.arguments(route, context.task, call, message.endpoint)
-                value = method(*args, **kwargs)
-                del args, kwargs
+            value = host.invoke(route, message, call, context)
             if inspect.isawaitable(value):
                 value = await value
-            result = (TaskResult(call.seq) if value is None and call.num_returns == 1
-                      else self.executor.values.result(route, call.seq, context, value, call.num_returns))
+            result = host.result(route, call, context, value)
             del value
         except BaseException as error:
             result = host.failed(call, error, context)
