@@ -15,6 +15,7 @@ import msgspec
 from meshray.gcs import shard_server
 from meshray.gcs.chain import ChainMember
 from meshray.gcs.clients import Clients, Verdict
+from meshray.gcs.log import Entry
 from meshray.gcs.read_lease import ReadLease
 from meshray.gcs.requests import Link
 from meshray.gcs.watches import Watches
@@ -114,7 +115,11 @@ def sends_before_it_persists() -> Iterator[None]:
 def drops_changes() -> Iterator[None]:
     """What watchers are told is thinned out, without a gap in the numbers."""
     kept = Watches.feed
-    with patch.object(Watches, "feed", lambda watches, rows: kept(watches, rows[1:])):
+
+    def thinned(watches: Watches, entry: Entry) -> Any:
+        return kept(watches, msgspec.structs.replace(entry, rows=entry.rows[1:]))
+
+    with patch.object(Watches, "feed", thinned):
         yield
 
 

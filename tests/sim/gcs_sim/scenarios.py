@@ -165,7 +165,7 @@ def fill_disk(world: World) -> None:
     """A member's disk is full for a while."""
     disk = world.random.choice(list(world.disks.values()))
     disk.full = True
-    world.schedule.after(world.random.randrange(SECOND_NS), _empty, disk)
+    world.schedule.after(SECOND_NS // 4 + world.random.randrange(SECOND_NS), _empty, disk)
 
 
 def _empty(disk: Any) -> None:
