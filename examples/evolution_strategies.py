@@ -63,14 +63,16 @@ class Policy:
         return self.weights
 
 
-def train(seed: int, pairs: int, target: float) -> tuple[list[float], list[tuple[int, float]]]:
+def train(
+    seed: int, pairs: int, target: float, generations: int = GENERATIONS_MAX
+) -> tuple[list[float], list[tuple[int, float]]]:
     """Train until 20 evaluation episodes average ``target``. Return the returns of training and of evaluation."""
     rng = np.random.default_rng(seed)
     table, weights = rng.standard_normal(250_000), meshray.put(np.zeros(WEIGHTS))
     noise = meshray.put(table)
     policy, evaluate = Policy.remote(noise), meshray.remote(episode)  # a plain function as a task
     training, evaluation, tasks, began = [], [], 0, time.perf_counter()
-    while len(training) < GENERATIONS_MAX and (not evaluation or evaluation[-1][1] < target):
+    while len(training) < generations and (not evaluation or evaluation[-1][1] < target):
         offsets, seeds = rng.integers(0, len(table) - WEIGHTS, pairs), rng.integers(0, 2**31, pairs)
         running = {rollout.remote(weights, noise, int(offsets[i]), int(seeds[i])): i for i in range(pairs)}
         returns = np.zeros((pairs, 2))
