@@ -10,14 +10,17 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from meshray.gcs import limits
 from meshray.messages.gcs import COMPARE_AND_SET, DELETE, PUT, PUT_IF_ABSENT, Op
 from meshray.messages.node import Shard
+from perf.failover import fill
 from perf.gcs_caller import Caller
 from perf.gcs_cluster import GcsCluster, gcs_cluster
 from tests.sim.gcs_sim import linearizability, versions
@@ -27,6 +30,10 @@ pytestmark = pytest.mark.limit_s(180)
 CLIENTS = 3
 KEYS = [b"chaos-%d" % index for index in range(12)]
 WHOLE_S = 60.0
+ROWS = 40_000
+"""So many take a joiner a while."""
+JOINING_BYTES = 500_000
+"""A server that has written so much since it started has begun to join; all rows are many times more."""
 
 
 class Load:
@@ -80,12 +87,17 @@ class Load:
         """The chain as the first client knows it."""
         return self.callers[0].client.shards[0]
 
+    def until(self, holds: Callable[[], Any], what: str) -> Any:
+        """Go on until ``holds`` returns something true, and return it."""
+        end = time.monotonic() + WHOLE_S
+        while not (found := holds()):
+            self.step()
+            assert time.monotonic() < end, f"not {what} within {WHOLE_S:g} s; the chain is {self.shard}"
+        return found
+
     def until_whole(self, after: int = 0) -> None:
         """Go on until the chain has all its members, and is of a higher epoch than ``after``."""
-        end = time.monotonic() + WHOLE_S
-        while len(self.shard.members) < self.cluster.replicas or self.shard.epoch <= after:
-            self.step()
-            assert time.monotonic() < end, f"the chain is {self.shard} after {WHOLE_S:g} s"
+        self.until(lambda: len(self.shard.members) == self.cluster.replicas and self.shard.epoch > after, "whole")
 
     def finish(self) -> None:
         """Let the last calls end, and check everything."""
@@ -134,11 +146,49 @@ def test_a_killed_member_is_replaced_and_nothing_is_lost(load: Load, place: int)
 def test_a_stopped_member_is_replaced_and_wakes_up_harmless(load: Load, place: int) -> None:
     before = load.shard
     pid = strike(load, before.members[place][0], signal.SIGSTOP)
-    end = time.monotonic() + WHOLE_S
-    while load.shard.epoch == before.epoch:
-        load.step()
-        assert time.monotonic() < end, "the stopped member was not replaced"
+    load.until(lambda: load.shard.epoch > before.epoch, "replaced")
     os.kill(pid, signal.SIGCONT)
+    load.until_whole()
+    load.finish()
+
+
+def bytes_written(pid: int) -> int:
+    """Return how much a process has written since it began; 0 when it is gone."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        counters = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+        return int(counters["wchar"])
+    return 0
+
+
+def test_a_joiner_is_killed_twice_and_joins_in_the_end(load: Load) -> None:
+    fill(load.callers[0], ROWS)
+    before = load.shard
+    name = before.members[1][0]
+    pid = strike(load, name, signal.SIGKILL)
+    for _ in range(2):
+        joiner = load.until(lambda pid=pid: (now := load.cluster.pids().get(name, pid)) != pid and now, "restarted")
+        load.until(lambda joiner=joiner: bytes_written(joiner) > JOINING_BYTES, "joining")
+        assert name not in [member for member, _ in load.shard.members], "it had joined before it was killed"
+        pid = load.cluster.signal(name, signal.SIGKILL)
+        assert pid == joiner
+    load.until_whole(before.epoch)
+    load.finish()
+
+
+@pytest.mark.parametrize("places", [(0, 1), (1, 2)], ids=["tail is left", "head is left"])
+def test_while_most_acceptors_stand_still_nothing_is_written_nor_changed(load: Load, places: tuple[int, ...]) -> None:
+    before = load.shard
+    pids = [load.cluster.signal(before.members[place][0], signal.SIGSTOP) for place in places]
+    stopped_ns = time.monotonic_ns()
+    lasts_ns = limits.SUSPECT_NS + 2 * limits.READ_LEASE_GIVEN_NS
+    load.until(lambda: time.monotonic_ns() > stopped_ns + lasts_ns, "over")
+    written = [call for call in load.history.calls if call.begun_ns > stopped_ns and not call.is_look]
+    assert not written, f"acknowledged without the chain: {written[:3]}"
+    assert load.shard == before, "the chain was changed without a majority"
+    woken_ns = time.monotonic_ns()
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    load.until(lambda: any(call.begun_ns > woken_ns and not call.is_look for call in load.history.calls), "writing")
     load.until_whole()
     load.finish()
 
