@@ -257,10 +257,10 @@ needed."""
 
 HOLDS_DOUBTED_NS = 10 * SECOND_NS
 """So often an owner asks holders on other machines what they still hold, and a worker asks after pinned results: what a
-broken connection swallowed leaks no longer than two of these times. Rare, since connections seldom break."""
+broken connection swallowed leaks about so long, a worker's pins twice that. Rare, since connections seldom break."""
 
 HOLDS_DOUBTED_MAX = 4096
-"""Objects named in one such question (128 KiB); if there are more, their turn comes with the next ones."""
+"""Objects named in one such question (80 KiB); if there are more, their turn comes with the next ones."""
 
 EARLY_FREE_NS = 10 * SECOND_NS
 """A free that overtook its object's seal notice is remembered this long."""
