@@ -292,13 +292,15 @@ class Submitter:
         lease.recalling = False
         lease.blocked = lease.blocked or message.blocked
         klass = lease.klass
+        # If its answers were faster than this, it has nothing any more and was counted as hungry then.
+        busy = bool(lease.outstanding)
         for seq in reversed(message.seqs):
             task = lease.outstanding.pop(seq, None)
             if task is not None and task.state == PUSHED:
                 task.state = QUEUED
                 task.lease = None
                 klass.queue.appendleft(task)
-        if not lease.outstanding:
+        if busy and not lease.outstanding:
             klass.hungry += 1
             lease.idle_since_ns = self._session.now_ns
             if lease.reclaimed:

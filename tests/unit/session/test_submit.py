@@ -171,6 +171,21 @@ def test_what_waits_behind_a_long_task_is_recalled_for_a_free_worker_and_keeps_i
     check(session, klass)
 
 
+def test_a_recall_that_comes_after_all_answers_counts_no_lease_twice() -> None:
+    """A lease too many made the class want none when its real ones had been returned: tasks then waited for ever."""
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 2)
+    session.grant(klass, 1)
+    session.pushed()
+    session.now_ns += _STALL_NS + 1
+    session.grant(klass, 2)
+    assert [message.lease for message in session.take_sent(RecallTasks)] == [1]
+    session.finish(1, [1, 2], mean_ns=SHORT_NS)
+    session.submitter.recalled(TasksRecalled(1, []))
+    check(session, klass)
+
+
 def test_a_worker_that_waits_for_others_gets_no_more_until_it_answers() -> None:
     session = FakeSession()
     klass = session.new_class(mean_ns=SHORT_NS)
