@@ -52,7 +52,7 @@ from meshray.resources import UNITS_PER_ONE
 from meshray.sched import events as sched_events
 from meshray.sched.local import LocalScheduler
 from meshray.store import service as store_service
-from meshray.store.events import HolderGone
+from meshray.store.events import ChunksArrived, HolderGone
 from meshray.transport.endpoints import homes_of
 from meshray.transport.sockets import route_to
 
@@ -153,7 +153,9 @@ class NodeMachine:
         own = self._by_event.get(kind)
         if own is not None:
             return own(event, now_ns)
-        return self.store.handle(event, now_ns)
+        effects = self.store.handle(event, now_ns)
+        moved = self.store.flow.take_moved() if kind is ChunksArrived else None
+        return effects if moved is None else effects + self.schedule(sched_events.Transferred(*moved), now_ns)
 
     def _received(self, event: Received, now_ns: int) -> list[Any]:
         kind = type(event.message)

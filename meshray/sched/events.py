@@ -59,7 +59,7 @@ class WorkerStartFailed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Transferred(msgspec.Struct, frozen=True, gc=False):
-    """Event: a pull of ``size_bytes`` from another node took ``elapsed_ns``; feeds the bandwidth average."""
+    """Event: ``size_bytes`` came from other nodes within ``elapsed_ns``; feeds the bandwidth average."""
 
     size_bytes: int
     elapsed_ns: int

@@ -136,6 +136,7 @@ class LocalScheduler:
                 1 for actor in self._actors.waiting() if actor.stuck),
             "actors": len(self._actors.actors), "actors_waiting": len(self._actors.waiting()),
             "actors_created": self._actors.created, "nodes_known": len(self._context.view) + 1,
+            "bytes_per_s": self._context.bytes_per_s,
         }
 
     def describe(self) -> dict[str, list[dict[str, Any]]]:

@@ -4,6 +4,7 @@
 
 1. A chunk of a pull is in exactly one of four states: missing, asked for, being copied from this node itself, or done.
 2. What is outstanding at one holder, over all pulls, fits its window; who came first is served first.
+3. It measures how fast chunks come from other nodes: bytes over the time in which any of them was awaited.
 
 Source: credit windows as in Homa (SIGCOMM'18); the choice itself is ``swarm``.
 """
@@ -31,6 +32,9 @@ class ChunkFlow:
         self._find = find
         self._draw = draw
         self._links: dict[str, Link] = {}
+        self._moved_bytes = 0
+        self._awaited_ns = 0
+        self._counted_ns = 0
         self._counts = {"chunks": 0, "copied_chunks": 0, "rescued_chunks": 0}
 
     # --- asking --------------------------------------------------------------------------------------------------
@@ -129,6 +133,7 @@ class ChunkFlow:
                 asked_ns = _take_back(holder, chunk)
                 if holder.name == event.holder:
                     holder.link.answered(now_ns - asked_ns)
+                    self._measure(pull, chunk, asked_ns, now_ns)
             pull.done |= 1 << chunk
             pull.missing &= ~(1 << chunk)
             pull.local &= ~(1 << chunk)
@@ -139,6 +144,20 @@ class ChunkFlow:
             sender.silences = sender.bad = sender.unknown = 0
             if sender.asked_ns:
                 sender.deadline_ns = now_ns + config.PULL_SILENCE_NS
+
+    def _measure(self, pull: Pull, chunk: int, asked_ns: int, now_ns: int) -> None:
+        self._moved_bytes += manifests.chunk_range(chunk, pull.size_bytes)[1]
+        self._awaited_ns += now_ns - max(asked_ns, self._counted_ns)
+        self._counted_ns = now_ns
+
+    def take_moved(self) -> tuple[int, int] | None:
+        """Return the bytes that came since this was last answered, and how long they were awaited; None while they are
+        so few that this would say more about latency than about bandwidth."""
+        if self._moved_bytes < config.LOCALITY_BYTES_MIN:
+            return None
+        moved = self._moved_bytes, self._awaited_ns
+        self._moved_bytes = self._awaited_ns = 0
+        return moved
 
     def ask_elsewhere(self, pull: Pull, holder: Holder, chunks: Iterable[int]) -> None:
         """The holder does not send these; whoever has them may be asked."""

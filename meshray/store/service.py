@@ -85,8 +85,8 @@ class StoreService:
         self.index = ChunkIndex()
         self.chunk_server = ChunkServer(self.directory, lambda object_: self.puller.partial(object_),
                                         index=self.index, bulk=bulk, entropy=entropy)
-        flow = ChunkFlow(self.index, self.directory.find, draw)
-        self.puller = Puller(self.directory, resolve_node, nodes, server=self.chunk_server, flow=flow)
+        self.flow = ChunkFlow(self.index, self.directory.find, draw)
+        self.puller = Puller(self.directory, resolve_node, nodes, server=self.chunk_server, flow=self.flow)
         self._early: dict[bytes, dict[bytes, Received]] = {}
         """Objects on disk that are not served from there -> what other nodes asked about them, by who asked; answered
         when they are back."""

@@ -329,3 +329,13 @@ def test_a_driver_hears_what_its_tasks_printed_on_all_nodes_before_it_exits(tmp_
         output = run_script(PRINTS, tmp_path)
         assert "the last words of left" in output
         assert "the last words of right" in output
+
+
+def test_schedulers_learn_how_fast_objects_come(two_nodes):
+    ref = make.options(**on("left")).remote(5)
+    assert meshray.get(total.options(**on("right")).remote(ref), timeout=50) == 5 * SIZE
+
+    def measured():
+        return {row["name"] for row in two_nodes.status()["nodes"] if row["statistics"]["bytes_per_s"] > 0}
+
+    wait_until(lambda: "right" in measured(), what="a bandwidth at the node that pulled")

@@ -69,8 +69,9 @@ class Bench:
         self.index = ChunkIndex()
         self.server = ChunkServer(self.directory, lambda object_: self.puller.partial(object_),
                                   index=self.index, bulk=lambda: "bulk://here", entropy=bytes)
-        flow = ChunkFlow(self.index, self.directory.find, lambda below: 0)
-        self.puller = Puller(self.directory, self.endpoints.get, lambda: self.endpoints, server=self.server, flow=flow)
+        self.flow = ChunkFlow(self.index, self.directory.find, lambda below: 0)
+        self.puller = Puller(self.directory, self.endpoints.get, lambda: self.endpoints, server=self.server,
+                             flow=self.flow)
         self.now_ns = 1
 
     def event(self, event: Any) -> list[Any]:
@@ -350,3 +351,24 @@ def test_answers_nobody_asked_for_change_nothing() -> None:
     bench.to_chunks()
     assert bench.event(ChunksMissing(b"x", "stranger", [0])) == []
     assert bench.event(RangePopulated(b"x", 0)) == []
+
+
+def test_bandwidth_is_measured_while_chunks_are_awaited() -> None:
+    bench = Bench()
+    bench.to_chunks()
+    assert chunk_count(len(DATA)) == 3
+    bench.now_ns += 10 * config.MILLISECOND_NS
+    bench.chunks(0)
+    first = bench.flow.take_moved()
+    bench.now_ns += 5 * config.MILLISECOND_NS
+    bench.chunks(1, 2)
+    assert first == (MIB, 10 * config.MILLISECOND_NS)
+    assert bench.flow.take_moved() == (len(DATA) - MIB, 5 * config.MILLISECOND_NS), "time is not counted twice"
+    assert bench.flow.take_moved() is None
+
+
+def test_what_was_copied_here_says_nothing_about_bandwidth() -> None:
+    bench = Bench()
+    bench.to_chunks()
+    bench.chunks(0, 1, 2, node="")
+    assert bench.flow.take_moved() is None
