@@ -217,6 +217,35 @@ def test_replicas_that_are_killed_and_frozen_all_the_time_change_no_result(two_n
         assert {row["Alive"] for row in meshray.nodes()} == {True}, "the thawed replica suspects nobody"
 
 
+def test_replicas_that_start_again_and_again_change_no_result(two_nodes, root, tmp_path):
+    """Six times one of the two replicas is killed or frozen in the middle of work that stays, spills over and nests."""
+    @meshray.remote
+    def nested(number):
+        return sum(meshray.get([identity.remote(number + index) for index in range(4)]))
+
+    for turn in range(6):
+        replicas = live_schedulers(root)
+        assert len(replicas) == 2
+        victim = sorted(replicas)[turn % 2]
+        directory = tmp_path / str(turn)
+        directory.mkdir()
+        there = [identity.options(resources={"right": 0.01}).remote(number) for number in range(100)]
+        trees = [nested.remote(number) for number in range(20)]
+        if turn % 3 == 2:
+            os.kill(victim, signal.SIGSTOP)
+        else:
+            os.kill(victim, signal.SIGKILL)
+            wait_gone(victim)
+        here = [identity.remote(number) for number in range(500)]
+        assert meshray.get(there, timeout=50) == list(range(100))
+        assert meshray.get(trees, timeout=50) == [4 * number + 6 for number in range(20)]
+        assert meshray.get(here, timeout=50) == list(range(500))
+        assert len(spill_over(directory)) == 2, "one replica is enough to spill over"
+        if turn % 3 == 2:
+            os.kill(victim, signal.SIGCONT)
+        wait_until(lambda: len(live_schedulers(root)) == 2, what="two replicas")
+
+
 def test_frozen_node_comes_back(two_nodes, root):
     nodes = {row["NodeID"] for row in meshray.nodes()}
     assert len(nodes) == 2

@@ -339,3 +339,25 @@ def test_schedulers_learn_how_fast_objects_come(two_nodes):
         return {row["name"] for row in two_nodes.status()["nodes"] if row["statistics"]["bytes_per_s"] > 0}
 
     wait_until(lambda: "right" in measured(), what="a bandwidth at the node that pulled")
+
+
+def test_short_work_behind_long_work_moves_to_whoever_is_free(tmp_path):
+    """Tasks of one function take nothing or for ever: three that wait for the gate hold three of the four CPUs, at least
+    one on each node, and what was pushed behind them comes back and runs."""
+    gate, journal = Gate(tmp_path / "gate"), Journal(tmp_path / "journal")
+
+    @meshray.remote
+    def work(number, waits):
+        if waits:
+            journal.write("in")
+            gate.wait()
+        return number
+
+    meshray.get([work.remote(number, False) for number in range(400)], timeout=50)
+    long = {100, 350, 700}
+    refs = [work.remote(number, number in long) for number in range(1000)]
+    short = [ref for number, ref in enumerate(refs) if number not in long]
+    assert meshray.get(short, timeout=50) == [number for number in range(1000) if number not in long]
+    journal.wait_for(3, 50)
+    gate.open()
+    assert meshray.get([refs[number] for number in sorted(long)], timeout=50) == sorted(long)

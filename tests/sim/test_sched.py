@@ -154,11 +154,32 @@ def two_drivers(seed: int) -> None:
     assert cluster.network.sent["LeaseReclaimed"] < 20
 
 
+def near_inputs(seed: int) -> None:
+    """Tasks of 2 to 8 ms whose input of 10 MB lies on one of the nodes run there, most of them."""
+    rng = random.Random(seed)
+    names = [f"node-{index}" for index in range(rng.randrange(2, 5))]
+    cluster = Cluster(seed, [{"CPU": 2 * UNIT} for _ in names], replicas=rng.randrange(1, 3), duplication=0.1)
+    cluster.rest(300 * MS)
+    driver = cluster.driver("node-0")
+    tasks = [Task(CPU, rng.randrange(2 * MS, 8 * MS), inputs={rng.choice(names): 10_000_000}) for _ in range(300)]
+    driver.submit(tasks)
+    finish(cluster, [driver], 20 * S)
+    check_near(tasks)
+
+
+def check_near(tasks: list[Task]) -> None:
+    """At least four fifths of the input bytes did not travel: the rest would have waited longer."""
+    moved = sum(task.away_bytes(task.ran_at) for task in tasks)
+    all_bytes = sum(sum(task.inputs.values()) for task in tasks)
+    assert moved * 5 <= all_bytes, f"{moved} of {all_bytes} input bytes travelled"
+
+
 # --- tests -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scenario", "count"), [
-    (bag_of_tasks, 70), (nested_tasks, 60), (two_drivers, 5), (mixed_classes, 40), (crashes, 40), (many_nodes, 1)],
+    (bag_of_tasks, 70), (nested_tasks, 60), (two_drivers, 5), (mixed_classes, 40), (crashes, 40), (many_nodes, 1),
+    (near_inputs, 30)],
     ids=lambda value: getattr(value, "__name__", ""))
 def test_scenario(scenario: Callable[[int], None], count: int) -> None:
     every_seed(count, scenario)
@@ -214,7 +235,8 @@ def test_a_node_given_up_comes_back_clean() -> None:
     (Demands, "returned", lambda self, number, kill=False: None, nested_tasks),
     (policy, "covers", lambda room, need: True, bag_of_tasks),
     (Demands, "reclaim", lambda self, waiters: None, two_drivers),
-], ids=["blocked CPU kept", "returned leases forgotten", "resources ignored", "never asked back"])
+    (policy, "transfer_ns", lambda input_bytes, node, bytes_per_s: 0, near_inputs),
+], ids=["blocked CPU kept", "returned leases forgotten", "resources ignored", "never asked back", "locality off"])
 def test_broken_variants_are_caught(owner: object, method: str, broken: Callable[..., object],
                                     scenario: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, method, broken)
