@@ -342,8 +342,8 @@ def test_schedulers_learn_how_fast_objects_come(two_nodes):
 
 
 def test_short_work_behind_long_work_moves_to_whoever_is_free(tmp_path):
-    """Tasks of one function take nothing or for ever: three that wait for the gate hold three of the four CPUs, at least
-    one on each node, and what was pushed behind them comes back and runs."""
+    """Tasks of one function take nothing or for ever: three that wait for the gate hold three of the four CPUs, one or
+    two on each node, and what was pushed behind them comes back and runs."""
     gate, journal = Gate(tmp_path / "gate"), Journal(tmp_path / "journal")
 
     @meshray.remote
