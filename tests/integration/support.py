@@ -21,8 +21,11 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import zmq
 
 import meshray
 
@@ -153,9 +156,20 @@ def leaks(root: str, memory_before: set[str], descriptors_before: list[str]) -> 
     return {kind: what for kind, what in found.items() if what}
 
 
+@cache
+def make_collector() -> None:
+    """Have pyzmq make its collector of large frames now: a context that stays, and would look like a test's leak."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as receiver, context.socket(zmq.PAIR) as sender:
+        receiver.bind("inproc://collector")
+        sender.connect("inproc://collector")
+        sender.send(bytes(zmq.COPY_THRESHOLD), copy=False)
+        receiver.recv()
+
+
 @contextmanager
 def run_root() -> Iterator[str]:
     """A run root of its own with a short path (ipc addresses end at 107 bytes); afterwards nothing may be left."""
+    make_collector()
     root = tempfile.mkdtemp(prefix="mr", dir="/tmp")
     before = os.environ.get(ROOT_VARIABLE)
     memory, descriptors = shared_memory(), open_descriptors(root)
