@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 import zmq
 
 from meshray import config
@@ -32,6 +31,7 @@ from meshray.transport import connections, relay
 from meshray.transport.codec import BadFrame
 from meshray.transport.curve import AllowList, Gate, KeyPair, be_client, be_server
 from meshray.transport.endpoints import Tcp, bind_address, parse
+from meshray.transport.link import Link
 
 log = logging.getLogger("meshray.network")
 
@@ -39,31 +39,6 @@ _EVENTS = int(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE
               | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
               | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 _MS = config.MILLISECOND_NS
-
-
-class Link(msgspec.Struct, eq=False):
-    """What there is between this node and another."""
-
-    key: str
-    address: str = ""
-    """Where it listens, if we were told."""
-    out_route: bytes = b""
-    """The connection that we opened."""
-    in_route: bytes = b""
-    """The latest that it opened, with its other end (host and port)."""
-    in_peer: connections.End = connections.NOWHERE
-    route: bytes = b""
-    """The one of the two that carries our messages."""
-    outstanding_bytes: int = 0
-    untold_bytes: int = 0
-    progress_ns: int = 0
-    refused: str = ""
-    """Why it does not take our connection; empty: it does, or may yet."""
-    retry_ns: int = 0
-    """When to ask one that refused us again."""
-    connected_to: str = ""
-    """The address of ``out_route`` in numbers, and the descriptor of its connection."""
-    descriptor: int = -1
 
 
 class Links:
@@ -133,13 +108,28 @@ class Links:
             raise ValueError(f"node {node} cannot be reached at {endpoint!r}: it is tcp://HOST:PORT#KEY")
         self._guests.pop(node, None)
         link = self._names.get(node)
+        if link is not None and (link.key, link.address) == (tcp.key, tcp.address):
+            return
+        here = next((each for each in self._names.values() if (each.key, each.address) == (tcp.key, tcp.address)), None)
         if link is None or link.key != tcp.key:
-            same = (each for each in self._names.values() if (each.key, each.address) == (tcp.key, tcp.address))
-            link = self._names[node] = next(same, None) or Link(tcp.key)
+            link = self._names[node] = here or Link(tcp.key)
         if link.address != tcp.address:
             self._close_out(link)
             link.address = tcp.address
             link.refused = ""
+            if here is not None:
+                self._take_over(link, here)
+
+    def _take_over(self, link: Link, earlier: Link) -> None:
+        """Two nodes at one port are one node, or one came after the other: both go by one link from here on."""
+        for name, each in self._names.items():
+            if each is earlier:
+                self._names[name] = link
+        link.take_over(earlier)
+        if link.out_route:
+            self._by_route[link.out_route] = self._by_address[link.connected_to] = link
+        if earlier.in_route:
+            self._by_route[earlier.in_route] = link
 
     def forget(self, node: str) -> None:
         """A node is gone: close its connections, unless it goes by other names too."""

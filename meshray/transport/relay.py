@@ -10,6 +10,7 @@ the other, and from there to the process; the nodes read the envelope only.
 2. The answer carries back how the opener named the node, so the opener can tell it from any other node's.
 3. What cannot be delivered comes back in an envelope that says so. An envelope of that kind never comes back itself.
 4. A name that came in belongs to the node that first used it: another node's messages under that name are refused.
+5. An answer names this node as the question did: its id, or the name by which the cluster's books know it.
 
 Source: DESIGN s2 (addresses); Received and forwarding headers of RFC 5321 for the idea that each hop checks the last.
 """
@@ -75,11 +76,13 @@ def name_at(node: str, process: str) -> str:
 
 
 class Remote(msgspec.Struct, frozen=True, gc=False):
-    """The other end of a relayed dialog: which process of which node, and the envelope that leads there."""
+    """The other end of a relayed dialog: which process of which node, and the envelope that leads there. ``called``:
+    how it named our node, if it opened the dialog."""
 
     node: str
     process: str
     head: bytes
+    called: str = ""
 
 
 class Dialogs:
@@ -126,16 +129,13 @@ class Dialogs:
     def _opened(self, envelope: Envelope) -> bytes | None:
         route = name_at(envelope.from_node, envelope.from_process).encode()
         known = self.remotes.get(route)
-        if known is None:
-            if route.startswith(OUT):
-                self.refused += 1
-                return None
-            head = encode(Envelope(ANSWER, envelope.from_node, envelope.from_process, envelope.node, self._process))
-            self.remotes[route] = Remote(envelope.from_node, envelope.from_process, head)
-            self._forget_oldest()
-        elif known.node != envelope.from_node:
+        if route.startswith(OUT) or (known is not None and known.node != envelope.from_node):
             self.refused += 1
             return None
+        if known is None or known.called != envelope.node:
+            head = encode(Envelope(ANSWER, envelope.from_node, envelope.from_process, envelope.node, self._process))
+            self.remotes[route] = Remote(envelope.from_node, envelope.from_process, head, envelope.node)
+            self._forget_oldest()
         return route
 
     def _forget_oldest(self) -> None:

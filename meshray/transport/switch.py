@@ -7,6 +7,8 @@
 2. The sender is what this node has seen: the process by the socket it came from, the node by the key of its link.
 3. From a link, messages for the node process itself are taken from node processes only.
 4. What cannot be delivered goes back where it came from; what we could not deliver ourselves lies in ``bounced``.
+5. A node that starts again has a new id, and nothing is taken for an earlier one: its port and key are the same, so
+   what was sent to a dead node would reach its successor.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from zmq.backend import zmq_poll
 from meshray.transport import relay
 from meshray.transport.codec import BadFrame
 from meshray.transport.endpoints import NODE_PROCESS, Via, parse
-from meshray.transport.links import Link, Links
+from meshray.transport.link import Link
+from meshray.transport.links import Links
 from meshray.transport.relay import Dialogs, Envelope
 from meshray.transport.sockets import OUT, Peers, Route, process_endpoint
 
@@ -41,6 +44,8 @@ class Switch:
         self._local = local
         self._node = node
         self._own = {node, node_name}
+        self._called = {*self._own, NODE_PROCESS}
+        """What envelopes may call us: tools that have only our address say ``node``."""
         self._run_dir = run_dir
         self._dialogs = Dialogs(node, NODE_PROCESS)
         self._nodes: set[str] = set()
@@ -170,12 +175,17 @@ class Switch:
         assert isinstance(envelope, Envelope)
         if not self.links.owns(link, envelope.from_node) or envelope.from_node in self._own:
             self._refuse(link, f"it is not node {envelope.from_node}")
+        elif envelope.node not in self._called:
+            self._bounce_afar(envelope, rest)
         elif envelope.process == NODE_PROCESS:
             self._for_node(link, envelope, rest, messages)
         elif not self._local.send(envelope.process.encode(), head, *rest):
-            back = relay.bounce_of(envelope)
-            if back is not None:
-                self.links.send(back.node, [relay.encode(back), rest[0]])
+            self._bounce_afar(envelope, rest)
+
+    def _bounce_afar(self, envelope: Envelope, rest: list[Any]) -> None:
+        back = relay.bounce_of(envelope)
+        if back is not None:
+            self.links.send(back.node, [relay.encode(back), rest[0]])
 
     def _for_node(self, link: Link, envelope: Envelope, rest: list[Any], messages: list[list[bytes]]) -> None:
         if envelope.kind == relay.OPENING and envelope.from_process != NODE_PROCESS:
