@@ -45,9 +45,7 @@ def main() -> int:
     process = NodeProcess(settings, node, ours, services)
     try:
         process.begin()
-        process.publish()
-        report_ready()
-        reason = process.run()
+        reason = process.run(report_ready)
         logging.getLogger("meshray.node").info("the node ends: %s", reason)
     finally:
         try:

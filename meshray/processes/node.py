@@ -106,6 +106,7 @@ class NodeMachine:
         self.keys = NodeKeys(self)
         self.describer = Describer(self)
         self._retention = Retention(self)
+        self._revival = Revival(self) if settings.revives else None
         self._supervisor = Supervisor(
             [*settings.host_shards, *settings.host_masters] if settings.masters else ())
         self._entropy = entropy
@@ -213,9 +214,14 @@ class NodeMachine:
         effects = self.write([Op(tables.NODE, self.node.encode(), tables.encode(row))], now_ns)
         if self.settings.embedded_pid:
             effects.append(WatchDriver(self.settings.embedded_pid))
-        if self.settings.revives:
-            effects += Revival(self).begin(now_ns)
+        if self._revival is not None:
+            effects += self._revival.begin(now_ns)
         return effects + self.keys.begin(now_ns) + self.schedule(Tick(), now_ns)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether drivers may join: what the tables say of an earlier life of the cluster is put right."""
+        return self._revival is None or self._revival.is_done
 
     # --- control store -------------------------------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ class NodeProcess:
         self._watched: set[int] = set()
         self._next_look_ns = 0
         self._signals: list[int] = []
+        self._is_public = False
         self.arena = ArenaFile.create(settings.arena_path, settings.object_store_bytes)
         self._board = PinBoard(self.arena)
         self._spill_files = _open_spill_files(settings)
@@ -139,12 +140,16 @@ class NodeProcess:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
-    def run(self) -> str:
-        """Serve until the node is told to stop; return the reason."""
+    def run(self, ready: Callable[[], None]) -> str:
+        """Serve until the node is told to stop; return the reason. ``ready`` is called once, when drivers may join."""
         signal.signal(signal.SIGTERM, lambda number, frame: self._signals.append(number))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         host = self.host
         while host.stopped is None:
+            if not self._is_public and self.machine.is_ready:
+                self._is_public = True
+                self.publish()
+                ready()
             host.turn(config.LOG_POLL_NS // config.MILLISECOND_NS)
             now_ns = time.monotonic_ns()
             if now_ns >= self._next_look_ns:
@@ -222,7 +227,8 @@ class NodeProcess:
         finally:
             if control is not None:
                 control.close()
-        self.publish()
+        if self._is_public:
+            self.publish()
         self.watch_services()
         return events
 
