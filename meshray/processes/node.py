@@ -107,8 +107,7 @@ class NodeMachine:
         self.describer = Describer(self)
         self._retention = Retention(self)
         self._revival = Revival(self) if settings.revives else None
-        self._supervisor = Supervisor(
-            [*settings.host_shards, *settings.host_masters] if settings.masters else ())
+        self._supervisor = Supervisor([*settings.host_shards, *settings.host_masters] if settings.masters else ())
         self._entropy = entropy
         self._asked: dict[int, Callable[[Answered, int], list[Any]]] = {}
         self._watched: dict[int, Callable[[RowChanged, int], list[Any]]] = {}

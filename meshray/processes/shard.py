@@ -23,6 +23,7 @@ from meshray.machine import Received
 from meshray.messages.node import Leave, Shard
 from meshray.transport.behind_node import OwnNode, open_wire
 from meshray.transport.codec import encode
+from meshray.transport.endpoints import Via
 from meshray.transport.host import Host
 from meshray.transport.sockets import Wire
 
@@ -39,12 +40,13 @@ def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str,
     ``endpoint``: where to listen; ``directory``: the LMDB environment, made if need be; ``durability``: ``fsync`` or
     ``relaxed`` (see ``gcs.storage``). ``index``: which shard it is; ``masters``: who gives it a place in its chain
     (name -> endpoint), without any it has the one that ``shard`` says; ``founding``: the cluster is new, so an empty
-    disk has forgotten no vote. Raise StorageUnusable, WrongChain or AddressInUse when it cannot start, StorageFailed
-    when the disk does not take a commit.
+    disk has forgotten no vote; ``own_node``: behind which node others find it, in a cluster of several machines. Raise
+    StorageUnusable, WrongChain or AddressInUse when it cannot start, StorageFailed when the disk takes no commit.
     """
     storage = Storage(directory, durability=durability, votes=bool(masters), founding=founding)
     try:
-        member = ShardServer(name, f"{os.getpid()}-{os.urandom(4).hex()}", endpoint, index=index, shard=shard,
+        told = endpoint if own_node is None else str(Via(own_node.name, name))
+        member = ShardServer(name, f"{os.getpid()}-{os.urandom(4).hex()}", told, index=index, shard=shard,
                              masters=masters or {}, committed=storage, recovered=storage.recovered,
                              vote=storage.vote, now_ns=_clock_ns())
         peers = open_wire(name, endpoint, own_node)

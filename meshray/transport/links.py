@@ -141,6 +141,10 @@ class Links:
         if link not in self._names.values():
             self._drop(link)
 
+    def knows(self, node: str) -> bool:
+        """Whether this is the id or name of a node that is not forgotten."""
+        return node in self._names
+
     def owns(self, link: Link, node: str) -> bool:
         """Whether messages of this link may come from ``node``."""
         known = self._names.get(node)

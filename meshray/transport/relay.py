@@ -9,7 +9,8 @@ the other, and from there to the process; the nodes read the envelope only.
    were connected (``transport.sockets``).
 2. The answer carries back how the opener named the node, so the opener can tell it from any other node's.
 3. What cannot be delivered comes back in an envelope that says so. An envelope of that kind never comes back itself.
-4. A name that came in belongs to the node that first used it: another node's messages under that name are refused.
+4. A name that came in leads to the node that used it last, as it would on one machine: a service whose node starts
+   again goes by its old name, behind a new id. Answers reach nobody but the one whose question came last.
 5. An answer names this node as the question did: its id, or the name by which the cluster's books know it.
 
 Source: DESIGN s2 (addresses); Received and forwarding headers of RFC 5321 for the idea that each hop checks the last.
@@ -32,6 +33,8 @@ OUT = b">"
 
 OPENING, ANSWER, OPENING_BOUNCED, ANSWER_BOUNCED = 0, 1, 2, 3
 """Kinds of envelopes: on the dialog that the sender opened, on one that the receiver opened, and back from there."""
+
+BOUNCED = (OPENING_BOUNCED, ANSWER_BOUNCED)
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -97,7 +100,7 @@ class Dialogs:
         self._routes: dict[tuple[str, str], bytes] = {}
         """The dialogs that we opened: (node, process) -> route."""
         self.refused = 0
-        """Messages that came under the name of a process of another node."""
+        """Messages that came under a name that looks like a dialog of ours."""
 
     def open(self, name: str, via: Via) -> bytes:
         """Return the route of a dialog that we open, under the name ``name``, with a process of another node."""
@@ -129,10 +132,10 @@ class Dialogs:
     def _opened(self, envelope: Envelope) -> bytes | None:
         route = name_at(envelope.from_node, envelope.from_process).encode()
         known = self.remotes.get(route)
-        if route.startswith(OUT) or (known is not None and known.node != envelope.from_node):
+        if route.startswith(OUT):
             self.refused += 1
             return None
-        if known is None or known.called != envelope.node:
+        if known is None or (known.node, known.called) != (envelope.from_node, envelope.node):
             head = encode(Envelope(ANSWER, envelope.from_node, envelope.from_process, envelope.node, self._process))
             self.remotes[route] = Remote(envelope.from_node, envelope.from_process, head, envelope.node)
             self._forget_oldest()

@@ -173,6 +173,8 @@ class Switch:
             self._refuse(link, "an envelope is malformed")
             return
         assert isinstance(envelope, Envelope)
+        if envelope.kind in relay.BOUNCED and not self.links.knows(envelope.from_node):
+            return  # what waited for a node that we have given up comes back, and nobody waits for it any more
         if not self.links.owns(link, envelope.from_node) or envelope.from_node in self._own:
             self._refuse(link, f"it is not node {envelope.from_node}")
         elif envelope.node not in self._called:

@@ -13,6 +13,7 @@ import pytest
 
 from . import ssh_hosts
 from .ssh_hosts import SshHosts
+from .support import wait_until
 
 pytestmark = [pytest.mark.skipif(bool(ssh_hosts.possible()), reason=ssh_hosts.possible()), pytest.mark.limit_s(120)]
 
@@ -70,6 +71,25 @@ def test_up_work_change_and_down(bed: SshHosts):
     bed.meshray("down")
     bed.assert_clean()
     assert "nothing to do" in bed.meshray("down", "lab")
+
+
+def test_a_host_that_starts_again_brings_its_replica_back(bed: SshHosts):
+    """Services go by their old names behind a new node id, at places that other hosts can reach."""
+    hosts, more = list(bed.hosts), "replicas: 3\n"
+    bed.meshray("up", bed.file("store", hosts, more=more))
+    bed.meshray("up", bed.file("store", hosts, nodes={"h1": "labels: {zone: b}"}, more=more))
+
+    def chain() -> list[tuple[str, int, int]]:
+        rows = json.loads(bed.meshray("status", "--json"))["shards"]
+        return sorted((row["shard"], row["epoch"], len(row["members"])) for row in rows)
+
+    wait_until(lambda: [row[0] for row in chain() if row[2] == 3] == ["shard-0-0", "shard-0-1", "shard-0-2"],
+               what="the chain to be whole again", timeout_s=30)
+    assert len({epoch for _, epoch, _ in chain()}) == 1 and chain()[0][1] > 1
+    for host in hosts[:2]:
+        assert "nodes 3 sizes {3000000} CPU 3.0" in bed.program(host, USES_ALL_NODES, "h0", "h1", "h2")
+    bed.meshray("down", "store")
+    bed.assert_clean()
 
 
 def node_pid(bed: SshHosts, name: str) -> int:

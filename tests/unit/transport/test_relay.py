@@ -106,12 +106,20 @@ def test_an_answer_of_somebody_else_is_dropped():
     assert opener.dialogs.arrived(Envelope(ANSWER_BOUNCED, "node-1", "driver-1", "node-3", "x")) is None
 
 
-def test_a_name_belongs_to_the_node_that_used_it_first():
-    end = End("node-1", "worker-1")
-    assert end.dialogs.arrived(Envelope(OPENING, "node-1", "worker-1", "node-2", "driver-9")) == b"driver-9"
-    assert end.dialogs.arrived(Envelope(OPENING, "node-1", "worker-1", "node-3", "driver-9")) is None
-    assert end.dialogs.refused == 1
-    assert end.envelope(b"driver-9").node == "node-2"
+def test_a_name_leads_to_the_node_that_used_it_last():
+    """A shard server comes back under its name when its node starts again, and the node has a new id then."""
+    end = End("node-1", "master-0")
+    for node in ("node-2", "node-3"):
+        assert end.dialogs.arrived(Envelope(OPENING, "node-1", "master-0", node, "shard-0-1")) == b"shard-0-1"
+        assert end.envelope(b"shard-0-1").node == node
+
+
+def test_an_answer_calls_us_what_the_question_did():
+    """A node is called by its id and by its name: who asked by one does not know the answers of the other."""
+    end = End("node-1", "shard-0-0", names=("head",))
+    for name in ("head", "node-1", "head"):
+        end.dialogs.arrived(Envelope(OPENING, name, "shard-0-0", "node-2", "driver-1"))
+        assert end.envelope(b"driver-1").from_node == name
 
 
 @pytest.mark.parametrize("name", [">driver-9", ">"])
