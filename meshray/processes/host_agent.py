@@ -53,6 +53,7 @@ from meshray.processes.host_plan import (
 from meshray.processes.launch import Launch, node_resources
 from meshray.processes.local_cluster import stop_cluster
 from meshray.processes.process_identity import Process, end, identify
+from meshray.processes.scheduler_places import scheduler_places
 from meshray.processes.spill_place import spill_settings
 
 INTERRUPTIONS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
@@ -153,8 +154,8 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
                              memory=spec.memory, object_store_memory=spec.object_store_memory,
                              directory=run_dirs.arena_directory())
     store = control_store.plan(request.founders, request.shards, request.replicas, via)
-    schedulers = {f"scheduler-{index}": via(request.founders[0], f"scheduler-{index}")
-                  for index in range(request.schedulers)}
+    places = scheduler_places(request.founders, request.schedulers)
+    schedulers = {name: via(host, name) for name, host in places.items()}
 
     def own(names: Iterable[str]) -> dict[str, str]:
         return {name: run_dirs.endpoint(run_dir, name) for name in names}
@@ -168,7 +169,7 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
         arena_path=run_dirs.arena_path(request.cluster, request.node),
         host_shards=own(store.servers_on(request.node)),
         host_masters=own(store.masters_on(request.node)),
-        host_schedulers=own(schedulers if request.node == request.founders[0] else ()),
+        host_schedulers=own(name for name, host in places.items() if host == request.node),
         shards=store.shards,
         masters=store.masters,
         replicas=request.replicas,

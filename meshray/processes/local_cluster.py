@@ -25,6 +25,7 @@ from meshray.errors import ClusterStartError
 from meshray.node_config import ClusterFile, NodeConfig, NodeFile
 from meshray.processes import control_store, run_dirs, state_dirs
 from meshray.processes.launch import Launch, node_resources, stop_nodes
+from meshray.processes.scheduler_places import scheduler_places
 from meshray.processes.spill_place import spill_settings
 
 State = Literal["absent", "running", "differs", "broken"]
@@ -120,10 +121,8 @@ def differences(before: str, after: str) -> list[str]:
 def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeConfig]:
     store = control_store.plan([node.name for node in cluster.nodes], cluster.shards, cluster.replicas,
                                lambda node, process: run_dirs.endpoint(run_directories[node], process))
-    # Replicas lie on different nodes, as far as there are enough, so that none is needed for another.
-    hosts = [cluster.nodes[index % len(cluster.nodes)].name for index in range(cluster.schedulers)]
-    schedulers = {f"scheduler-{index}": run_dirs.endpoint(run_directories[host], f"scheduler-{index}")
-                  for index, host in enumerate(hosts)}
+    places = scheduler_places([node.name for node in cluster.nodes], cluster.schedulers)
+    schedulers = {name: run_dirs.endpoint(run_directories[host], name) for name, host in places.items()}
     plans = []
     life = secrets.token_hex(8)
     has_past = cluster.keep_state and any(
@@ -142,8 +141,7 @@ def _plan(cluster: ClusterConfig, run_directories: dict[str, str]) -> list[NodeC
             arena_path=run_dirs.arena_path(cluster.cluster_name, node.name),
             host_shards=store.servers_on(node.name),
             host_masters=store.masters_on(node.name),
-            host_schedulers={name: endpoint for (name, endpoint), host in zip(schedulers.items(), hosts, strict=True)
-                             if host == node.name},
+            host_schedulers={name: schedulers[name] for name, host in places.items() if host == node.name},
             shards=store.shards,
             masters=store.masters,
             replicas=cluster.replicas,

@@ -34,6 +34,7 @@ from meshray.processes.ssh_plan import (
     bearers,
     changes,
     commands_for,
+    landmarks,
     probe_of,
     shared_differences,
 )
@@ -198,8 +199,8 @@ class Up:
         if fresh:
             ssh_record.write(record)
         allowed = {host.spec.name: host.public for host in record.hosts}
-        bearing = bearers(record)
-        seeds = {host.spec.name: host.control for host in record.hosts if host.spec.name in bearing}
+        bearing, found_by_all = bearers(record), landmarks(record)
+        seeds = {host.spec.name: host.control for host in record.hosts if host.spec.name in found_by_all}
 
         def start(host: Host) -> str:
             self._begun.append(host)

@@ -18,6 +18,7 @@ from meshray import config
 from meshray.cluster_schema import ClusterConfig, NodeSpec
 from meshray.processes import control_store
 from meshray.processes.host_plan import Probe
+from meshray.processes.scheduler_places import scheduler_places
 
 Action = Literal["keep", "update", "start", "restart", "stop"]
 
@@ -95,10 +96,15 @@ def shared_differences(record: ClusterRecord, cluster: ClusterConfig, digest: st
 
 
 def bearers(record: ClusterRecord) -> list[str]:
-    """Return the nodes that have a part of the control store, the head first: those that others must find at once."""
+    """Return the nodes that have a part of the control store, the head first."""
     plan = control_store.plan(record.founders, record.config.shards, record.config.replicas, lambda node, process: "")
     names = {node for node, _ in (*plan.servers.values(), *plan.hosts.values())}
     return [name for name in record.founders if name in names]
+
+
+def landmarks(record: ClusterRecord) -> set[str]:
+    """Return the nodes that others must find at once: bearers, and those with a global scheduler."""
+    return {*bearers(record), *scheduler_places(record.founders, record.config.schedulers).values()}
 
 
 def changes(record: ClusterRecord | None, cluster: ClusterConfig, mounts: str, alive: dict[str, bool]) -> list[Change]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,52 @@ def test_a_host_that_starts_again_brings_its_replica_back(bed: SshHosts):
     for host in hosts[:2]:
         assert "nodes 3 sizes {3000000} CPU 3.0" in bed.program(host, USES_ALL_NODES, "h0", "h1", "h2")
     bed.meshray("down", "store")
+    bed.assert_clean()
+
+
+GOES_ON = """
+import meshray
+
+meshray.init(address="auto")
+
+@meshray.remote
+def double(number):
+    return 2 * number
+
+@meshray.remote(resources={"h2": 0.5}, max_restarts=-1, max_task_retries=-1)
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def add(self):
+        self.count += 1
+        return self.count
+
+counter = Counter.options(name="counter", lifetime="detached").remote()
+rounds = after = 0
+while after < 20:
+    assert meshray.get([double.remote(i) for i in range(50)], timeout=40) == list(range(0, 100, 2))
+    assert meshray.get(meshray.get_actor("counter").add.remote(), timeout=40) == rounds + 1
+    rounds += 1
+    after += meshray.cluster_resources()["CPU"] == 2.0
+    if rounds == 1:
+        print("begun", flush=True)
+print("done")
+"""
+
+
+def test_a_cluster_goes_on_without_its_head(bed: SshHosts):
+    head, second, _ = bed.hosts
+    bed.meshray("up", bed.file("headless", list(bed.hosts), more="replicas: 3\n"))
+    program = bed.hosts.run(second, [sys.executable, "-c", GOES_ON], text=True, stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "begun\n"
+    bed.stop_serving(head)
+    output = program.communicate(timeout=60)[0]
+    assert output == "done\n"
+    bed.serve(head)
+    bed.meshray("down", "headless")
     bed.assert_clean()
 
 

@@ -15,6 +15,7 @@ from meshray.processes.ssh_plan import (
     bearers,
     changes,
     commands_for,
+    landmarks,
     probe_of,
     seconds_for,
     shared_differences,
@@ -83,6 +84,12 @@ def test_nodes_with_a_part_of_the_control_store_cannot_leave():
     assert bearers(record(replicated)) == ["a", "b", "c"]
     assert shared_differences(record(replicated), cluster(replicated.replace(", {host: b}", "")), "d") == [
         "b: has a part of the control store, which cannot move"]
+
+
+def test_a_node_with_a_scheduler_is_known_to_all_but_may_leave():
+    assert landmarks(record()) == {"a", "b"}
+    assert landmarks(record(FILE + "schedulers: 1\n")) == {"a"}
+    assert shared_differences(record(), cluster(FILE.replace(", {host: b}", "")), "d") == []
 
 
 def test_records_survive_being_stored():
