@@ -127,8 +127,8 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Copies of each shard, on different nodes where there are enough: 2 or more survive the loss of one at once, and
     each costs about a third of the writes per second."""
     keep_state: bool = False
-    """Provider local: whether the control store outlives ``down`` and a restart of the machine, in the state directory;
-    the next ``up`` continues with it."""
+    """Whether the control store outlives ``down`` and a restart of its machines, in their state directories; the next
+    ``up`` continues with it."""
     retention: Retention = Retention()
     """How much history the control store keeps."""
     schedulers: Annotated[int, Meta(ge=1, le=16)] = 2

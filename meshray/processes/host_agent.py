@@ -113,7 +113,8 @@ def keys(request: Keys) -> Key:
     if not os.path.exists(path):
         with suppress(FileExistsError):
             KeyPair.make(request.node).save(path)
-    return Key(public=KeyPair.load(path).public, control_port=request.control_port or free_port(request.bind))
+    return Key(public=KeyPair.load(path).public, control_port=request.control_port or free_port(request.bind),
+               has_state=os.path.isdir(state_dirs.control_store_dir(request.cluster, request.node)))
 
 
 def free_port(address: str) -> int:
@@ -175,7 +176,10 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
         replicas=request.replicas,
         acceptors=store.acceptors,
         failover=store.failover,
-        founding=request.founding,
+        founding=request.founding and not request.has_past,
+        state_dir=state_dirs.control_store_dir(request.cluster, request.node) if request.keep_state else "",
+        life=request.life,
+        revives=request.has_past and request.node == request.founders[0],
         schedulers=schedulers,
         locality=request.locality,
         durability=request.durability,

@@ -84,6 +84,12 @@ class Start(NodeRequest, frozen=True, kw_only=True, tag="start"):
     """The nodes that the cluster began with, the head first: they tell where the control store lies."""
     founding: bool
     """Whether the cluster begins now."""
+    keep_state: bool
+    """Whether the control store's disks lie in the state directory."""
+    has_past: bool
+    """Whether the cluster begins with disks of an earlier life."""
+    life: str
+    """Which start of the cluster this is."""
     bind: str
     advertise: str
     control_port: int
@@ -175,10 +181,12 @@ class Done(Event, frozen=True, kw_only=True, tag="done"):
 
 
 class Key(Event, frozen=True, kw_only=True, tag="key"):
-    """The public key of the host's node, in hexadecimal, and the port where it will listen."""
+    """The public key of the host's node, in hexadecimal, and the port where it will listen. ``has_state``: disks of the
+    control store lie there."""
 
     public: str
     control_port: int
+    has_state: bool = False
 
 
 class Started(Event, frozen=True, kw_only=True, tag="started"):

@@ -4,7 +4,8 @@
 
 1. Every node watches the whole table, so a change reaches all of them; the shell acts on each row (``SetKey``).
 2. Nodes with a shard write what they were configured with and what they knew, where the table has nothing: a key that
-   was revoked stays revoked, also if the table is a new one.
+   was revoked stays revoked, also if the table is a new one. Only the head of a cluster that starts again lets its
+   own hosts in anew: whoever starts it has named them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from meshray.gcs import tables
 from meshray.gcs.requests import Answered, RowChanged
 from meshray.gcs.tables import KeyRow
 from meshray.machine import Received, Send
-from meshray.messages.gcs import PUT_IF_ABSENT, Op
+from meshray.messages.gcs import PUT, PUT_IF_ABSENT, Op
 from meshray.messages.keys import ALLOWED, AskWay, ChangeKey, KeyChanged, Way
 from meshray.transport.endpoints import check_key
 
@@ -46,10 +47,13 @@ class NodeKeys:
         if network is None:
             return []
         _, effects = self._node.watch(tables.KEY, b"", now_ns, self._changed, prefix=True)
-        known = {check_key(key): KeyRow(name, ALLOWED) for name, key in network.allowed.items()} | self.rows
+        configured = {check_key(key): KeyRow(name, ALLOWED) for name, key in network.allowed.items()}
+        anew = configured if self._node.settings.revives else {}
+        known = configured | self.rows | anew
         if self._node.settings.host_shards and known:
-            effects += self._node.write([Op(tables.KEY, key.encode(), tables.encode(row), PUT_IF_ABSENT)
-                                         for key, row in known.items()], now_ns)
+            effects += self._node.write([
+                Op(tables.KEY, key.encode(), tables.encode(row), PUT if key in anew else PUT_IF_ABSENT)
+                for key, row in known.items()], now_ns)
         return effects
 
     def _changed(self, change: RowChanged, now_ns: int) -> list[Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -192,7 +193,8 @@ class Up:
         head_name = self.cluster.nodes[0].name
         founding = not record.founders
         if founding:
-            record.founders = [host.name for host in fresh]
+            record.founders, record.life = [host.name for host in fresh], secrets.token_hex(8)
+        has_past = founding and self.cluster.keep_state and any(host.has_state for host in fresh)
         record.hosts += [host.record for host in fresh]
         record.hosts.sort(key=lambda host: self._index[host.spec.name])
         record.complete = False
@@ -205,7 +207,8 @@ class Up:
         def start(host: Host) -> str:
             self._begun.append(host)
             others = {name: control for name, control in seeds.items() if name != host.name}
-            host.start(host.request_start(founders=record.founders, founding=founding, allowed=allowed, seeds=others))
+            host.start(host.request_start(founders=record.founders, founding=founding, has_past=has_past,
+                                          life=record.life, allowed=allowed, seeds=others))
             return host.record.control
 
         # Who has a part of the control store is healthy only when the others that have one are.

@@ -78,6 +78,8 @@ class Host:
         self.cluster = cluster
         self.record = record
         self.connection = Connection(record.spec, control, stop)
+        self.has_state = False
+        """Whether disks of the control store lie there from an earlier life of the cluster."""
 
     @property
     def name(self) -> str:
@@ -133,7 +135,7 @@ class Host:
         request = self._request(Keys, bind=record.address, control_port=record.spec.control_port or earlier)
         key = self._agent(request, Key, "install")
         host = record.spec.advertise or record.address
-        record.public = key.public
+        record.public, self.has_state = key.public, key.has_state
         record.control = str(Tcp(f"[{host}]" if ":" in host else host, key.control_port, key.public))
 
     def start(self, request: Start) -> None:
@@ -173,12 +175,13 @@ class Host:
             raise HostError(f"left behind: {', '.join(stopped.left)}")
         return stopped.found
 
-    def request_start(self, *, founders: list[str], founding: bool, allowed: dict[str, str], seeds: dict[str, str]
-                      ) -> Start:
+    def request_start(self, *, founders: list[str], founding: bool, has_past: bool, life: str,
+                      allowed: dict[str, str], seeds: dict[str, str]) -> Start:
         """Return the request that starts this host's node."""
         spec, cluster = self.record.spec, self.cluster
         return self._request(
-            Start, spec=spec, founders=founders, founding=founding, bind=self.record.address,
+            Start, spec=spec, founders=founders, founding=founding, keep_state=cluster.keep_state, has_past=has_past,
+            life=life, bind=self.record.address,
             advertise=spec.advertise or self.record.address, control_port=port_of(self.record.control),
             allowed=allowed, seeds=seeds, bulk_encryption=cluster.provider.bulk_encryption,
             shards=cluster.shards, replicas=cluster.replicas,

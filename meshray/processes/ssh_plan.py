@@ -26,7 +26,7 @@ SECONDS = {"connect": 15.0, "probe": 30.0, "sync": 600.0, "install": 900.0, "sta
            "healthy": 30.0, "stop": 30.0}
 """How long each phase may take on a host, where the cluster file says nothing else."""
 
-_SHARED = ("shards", "replicas", "schedulers", "durability", "retention", "locality")
+_SHARED = ("shards", "replicas", "schedulers", "durability", "retention", "locality", "keep_state")
 _FILES = ("file_mounts", "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 _STATE_BYTES, _RUN_BYTES = 16 * config.MIB, 64 * config.MIB
 _FILES_MIN = 4096
@@ -60,6 +60,8 @@ class ClusterRecord(msgspec.Struct, kw_only=True):
     """Digest of the files that were copied there."""
     founders: list[str] = []
     """The nodes that it began with, which tell where the control store lies."""
+    life: str = ""
+    """Which start of the cluster it is."""
     hosts: list[HostRecord] = []
     complete: bool = False
     """Whether ``up`` came to its end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,6 +138,50 @@ def test_a_cluster_goes_on_without_its_head(bed: SshHosts):
     bed.serve(head)
     bed.meshray("down", "headless")
     bed.assert_clean()
+
+
+REMEMBERS = """
+import meshray
+
+meshray.init(address="auto", namespace="tests")
+
+@meshray.remote
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def add(self):
+        self.count += 1
+        return self.count
+
+counter = Counter.options(name="counter", lifetime="detached", get_if_exists=True).remote()
+print("counted", meshray.get(counter.add.remote(), timeout=40))
+"""
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_cluster_that_lost_every_host_goes_on_from_its_disks(bed: SshHosts, replicas: int):
+    hosts, more = list(bed.hosts), f"replicas: {replicas}\nkeep_state: true\n"
+    bed.meshray("up", bed.file("kept", hosts, more=more))
+    assert "counted 1" in bed.program(hosts[1], REMEMBERS)
+    assert "counted 2" in bed.program(hosts[2], REMEMBERS)
+    for host in hosts:
+        bed.stop_serving(host)
+    for host in hosts:
+        bed.serve(host)
+    assert "meshray down kept, then up again" in bed.meshray("up", bed.file("kept", hosts, more=more), ok=False)
+    bed.meshray("down")
+    bed.assert_clean()
+
+    bed.meshray("up", bed.file("kept", hosts, more=more))
+    actors = json.loads(bed.meshray("list", "actors", "--json"))
+    assert [(row["name"], row["state"]) for row in actors] in ([("counter", "restarting")], [("counter", "alive")])
+    assert "counted 1" in bed.program(hosts[1], REMEMBERS), "an actor without checkpoints begins anew"
+    assert "nodes 3 sizes {3000000} CPU 3.0" in bed.program(hosts[2], USES_ALL_NODES, "h0", "h1", "h2")
+    bed.meshray("down")
+    bed.assert_clean()
+    for host in hosts:
+        shutil.rmtree(host.state / "kept", ignore_errors=True)
 
 
 def node_pid(bed: SshHosts, name: str) -> int:
