@@ -5,7 +5,11 @@
 1. A row is written ``LINEAGE_FLUSH_NS`` after its task was submitted, and only if its first result is still referred
    to: the fast path never waits, and results that come and go leave no trace.
 2. A row that was written is removed when its last reference dies (retention by reference).
-3. Memory is bounded: what is waited for is a queue of weak references, and a written task is forgotten here.
+3. One write is on the way at a time, and removals go first: a control store that is slower than the tasks makes rows
+   late, of which most then need not be written any more. It is never handed more than it takes, nor holds more rows
+   than there are references, and one flush of those that died.
+4. Memory is bounded: what is waited for is a queue of weak references, of which those that died are thrown out, and a
+   written task is forgotten here.
 
 Source: OSDI'18 s4.2.1 (task table); written behind, as in the lineage stash (SOSP'19).
 """
@@ -18,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshray import config
 from meshray.gcs import tables
+from meshray.gcs.requests import Answered
 from meshray.ids import task_id
 from meshray.messages.gcs import DELETE, PUT, Op
 from meshray.messages.tasks import TaskEntry
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
 
 _ROWS_MAX = 2000
 """Rows per write: bounds the size of one message and the length of one turn."""
+
+_QUEUE_MIN = 10_000
+"""Queued references below which it is not worth looking for those that died."""
 
 
 class Written:
@@ -51,7 +59,9 @@ class Lineage:
         self._session = session
         self._queue: deque[tuple[int, weakref.ref[ObjectRef]]] = deque()
         self._dead: deque[tuple[str, bytes]] = deque()
-        self.rows_written = 0
+        self._on_the_way: list[Op] = []
+        self._clean_at = _QUEUE_MIN
+        """Length of the queue at which it is looked through next."""
 
     @property
     def waiting(self) -> bool:
@@ -68,20 +78,39 @@ class Lineage:
             self._queue.append((self._session.now_ns, weakref.ref(ref)))
 
     def flush(self, now_ns: int) -> None:
-        """Write the rows that are due, remove those whose references died. (leader)"""
-        due_ns = now_ns - config.LINEAGE_FLUSH_NS
+        """Remove the rows whose references died, write those that are due. (leader)"""
         queue = self._queue
-        ops: list[Op] = []
+        if len(queue) >= self._clean_at:
+            self._throw_out()
+        if self._on_the_way:
+            return
+        ops = self._on_the_way
+        while self._dead and len(ops) < _ROWS_MAX:
+            table, key = self._dead.popleft()
+            ops.append(Op(table, key, b"", DELETE))
+        due_ns = now_ns - config.LINEAGE_FLUSH_NS
         while queue and queue[0][0] <= due_ns and len(ops) < _ROWS_MAX:
             ref = queue.popleft()[1]()
             if ref is not None:
                 ops += self._rows(ref)
-        while self._dead and len(ops) < _ROWS_MAX:
-            table, key = self._dead.popleft()
-            ops.append(Op(table, key, b"", DELETE))
         if ops:
-            self.rows_written += len(ops)
-            self._session.tables.write(ops)
+            self._session.tables.write(ops, self._written)
+
+    def _written(self, answer: Answered) -> None:
+        """The write has ended. Rows that could not be written are given up, as if their task had been too short; those
+        that could not be removed are tried again."""
+        ops, self._on_the_way = self._on_the_way, []
+        if answer.error is not None:
+            self._dead.extend((op.table, op.key) for op in ops if op.kind == DELETE)
+
+    def _throw_out(self) -> None:
+        """Forget what died while it waited. Other threads append meanwhile, so the queue is turned once, not made
+        anew."""
+        for _ in range(len(self._queue)):
+            entry = self._queue.popleft()
+            if entry[1]() is not None:
+                self._queue.append(entry)
+        self._clean_at = max(_QUEUE_MIN, 2 * len(self._queue))
 
     def _rows(self, ref: ObjectRef) -> list[Op]:
         ops = []
