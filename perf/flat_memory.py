@@ -9,7 +9,7 @@
 3. The cluster is one node, whose control store has one shard with ``--replicas`` servers, all of them on it. The rows
    of the node, of the control store and of its files have a limit.
 4. Results that are dropped at once leave no trace in the control store. With ``--hold`` the results of the last N
-   batches stay referred to, so that lineage is written and removed again.
+   batches stay referred to, so that lineage is written and removed again: the row of operations says how much of it.
 
 Source: OSDI'18 figure 10b.
 """
@@ -25,8 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import meshray
+from meshray.messages.gcs import DescribeShard, ShardDescribed
 from meshray.processes.run_dirs import run_root
+from meshray.transport.codec import decode, encode
 from perf.footprint import command_of, descendants, smaps
+from perf.gcs_caller import Caller
 from perf.gcs_cluster import gcs_cluster
 from perf.keeper import adopt_orphans
 
@@ -65,15 +68,32 @@ def store_bytes(root: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in root.rglob("data.mdb"))
 
 
-def run(tasks: int, replicas: int, hold: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
-    """Run the tasks; return (tasks done, bytes) for each process, and tasks per second."""
+def run(tasks: int, replicas: int, hold: int) -> tuple[dict[str, list[tuple[int, int]]], float, float]:
+    """Run the tasks; return (tasks done, bytes) for each process, tasks per second, and the control store's operations
+    per task."""
     adopt_orphans()
     with gcs_cluster(replicas, nodes=1, cpus=2) as cluster:
         meshray.init(cluster.file.address)
         try:
-            return _run(tasks, hold)
+            notes, rate = _run(tasks, hold)
+            return notes, rate, _operations(cluster.caller()) / tasks
         finally:
             meshray.shutdown()
+
+
+def _operations(caller: Caller) -> int:
+    """Return how many operations the shard has done."""
+    (head, endpoint), *_ = caller.client.shards[0].members
+    caller.peers.send(caller.peers.connect(head, endpoint), encode(DescribeShard()))
+    try:
+        while caller.peers.wait(60_000):
+            for parts in caller.peers.receive(1, ready=True):
+                message = decode(parts[1])
+                if isinstance(message, ShardDescribed):
+                    return message.sequence
+        raise TimeoutError(f"{head} does not say how many operations it has done")
+    finally:
+        caller.close()
 
 
 def _run(tasks: int, hold: int) -> tuple[dict[str, list[tuple[int, int]]], float]:
@@ -101,8 +121,8 @@ def main() -> None:
     parser.add_argument("--hold", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    notes, rate = run(arguments.tasks, arguments.replicas, arguments.hold)
-    rows: list[dict[str, Any]] = [row("tasks", rate, "1/s")]
+    notes, rate, operations = run(arguments.tasks, arguments.replicas, arguments.hold)
+    rows: list[dict[str, Any]] = [row("tasks", rate, "1/s"), row("control store operations", operations, "1/task")]
     for name, points in notes.items():
         half = points[len(points) // 2 :]
         if len(half) > 1:
