@@ -6,7 +6,9 @@
    decode, put in one transaction and forward. Both get frames that were encoded before.
 2. Latency: one write or read at a time by a real client, against a ping to a process that answers at once, over the
    same kind of socket.
-3. Every sample of one lies beside a sample of the other; the value is the median of the samples' ratios.
+3. Tasks: the one-machine benchmark of tasks that do nothing, on a cluster of one node with three replicas against one
+   with one. Both clusters are up all the time, each with a driver of its own.
+4. Every sample of one lies beside a sample of the other; the value is the median of the samples' ratios.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import msgspec
@@ -31,6 +34,7 @@ from perf.compare import number
 from perf.gcs_caller import Caller, ShardProcess
 from perf.gcs_cluster import gcs_cluster
 from perf.limits import echo_process
+from perf.orchestra import Player
 
 ROWS_IN_FRAME = 100
 VALUE_BYTES = 200
@@ -39,10 +43,13 @@ WINDOW = 8
 FRAMES = 600
 CALLS = 1_000
 WRITE_KEY_BYTES, WRITE_VALUE_BYTES = 25, 512
+TASK_CPUS = 2
+TASKS_S = 1.0
+"""Length of a sample of the task benchmark."""
 ROUNDS = 5
 
 Sample = Callable[[], float]
-"""Returns rows per second, or seconds per call."""
+"""Returns rows or tasks per second, or seconds per call."""
 
 
 def batches(count: int) -> list[list[tuple[bytes, bytes]]]:
@@ -174,6 +181,22 @@ def one_read(length: int, durability: str) -> Iterator[Sample]:
         yield lambda: p50_s(lambda: caller.read(("kv", key)))
 
 
+@contextmanager
+def tasks(replicas: int, _: str) -> Iterator[Sample]:
+    """Run the one-machine benchmark on a cluster with so many replicas."""
+    with Player(f"meshray_r{replicas}", sys.executable) as player:
+        player.tell("start", cpus=TASK_CPUS)
+        player.tell("open", row="task_batch")
+        yield lambda: player.tell("sample", seconds=TASKS_S) or 0.0
+        player.tell("close")
+        player.tell("stop")
+
+
+def unreplicated_tasks(_: int, durability: str) -> AbstractContextManager[Sample]:
+    """Run it on a cluster whose control store has one server."""
+    return tasks(1, durability)
+
+
 def p50_s(call: Callable[[], Any]) -> float:
     """Return the median time of a call."""
     times = []
@@ -206,6 +229,8 @@ ROWS = {
     **{f"chain{length}_of_bare_fsync": _pour(length, "fsync") for length in (1, 2, 3)},
     "write_p50_over_ping": Row("one write, chain of 2, in pings", "<= 2.5", one_write, ping, 2, "relaxed", "s"),
     "read_p50_over_ping": Row("one read, chain of 2, in pings", "<= 1.3", one_read, ping, 2, "relaxed", "s"),
+    "tasks_r3_over_r1": Row("2000 no-op tasks, 3 replicas: share of 1 replica", ">= 0.8", tasks, unreplicated_tasks, 3,
+                            "relaxed", "tasks/s"),
 }
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 
@@ -38,6 +40,25 @@ def meshray_system() -> System:
         return meshray
 
     return System(start, meshray.shutdown)
+
+
+def replicated_system(replicas: int) -> System:
+    """A meshray cluster of one node, as ``meshray up`` starts it, whose control store has so many replicas."""
+    import meshray
+    from perf.gcs_cluster import gcs_cluster
+
+    clusters = ExitStack()
+
+    def start(cpus: int) -> Any:
+        cluster = clusters.enter_context(gcs_cluster(replicas, nodes=1, cpus=cpus))
+        meshray.init(cluster.file.address)
+        return meshray
+
+    def stop() -> None:
+        meshray.shutdown()
+        clusters.close()
+
+    return System(start, stop)
 
 
 def ray_system() -> System:
@@ -189,6 +210,8 @@ def bare_system() -> System:
 
 SYSTEMS: dict[str, Callable[[], System]] = {
     "meshray": meshray_system,
+    "meshray_r1": partial(replicated_system, 1),
+    "meshray_r3": partial(replicated_system, 3),
     "ray": ray_system,
     "dask": dask_system,
     "pool": pool_system,
