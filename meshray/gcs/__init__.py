@@ -30,7 +30,7 @@ The other side
 
 How a write travels: ``client.write`` -> Write -> the head decides, emits ``Persist`` -> the host commits the whole turn
 in one transaction -> ``Persisted`` -> Extend -> the successor does the same -> ... -> the tail answers Written, feeds
-Changed to watchers, and Extended goes back up.
+Changed to watchers, and soon after Extended goes back up.
 
 What if the tail dies? Its node tells the masters (or it is silent); a master writes the next chain into the register
 and sends it to the others (``master``); the tail's predecessor is the tail then (``chain``, ``adopt``).

@@ -4,8 +4,8 @@
 
 1. Writes are decided at the head, in the order of their arrival; their entries have dense versions.
 2. An entry goes down when it is durable here, so what a successor has is a prefix of what its predecessor has.
-3. What is durable at the tail is committed: the tail answers, tells watchers, and confirms upwards. Nothing is
-   answered or told before it is durable (``Persisted``), and Persisted comes in the order of ``Persist``.
+3. What is durable at the tail is committed: the tail answers, tells watchers, and a little later confirms upwards.
+   Nothing is answered or told before it is durable (``Persisted``), and Persisted comes in the order of ``Persist``.
 4. Reads and watches are served at the tail, from what is committed; reads only while no other configuration can have
    come into being (``gcs.read_lease``).
 5. A Write is done once, however often it is sent (``clients``): the record of it is part of its entry.
@@ -295,16 +295,13 @@ class ChainMember:
         return effects + (self._serve_held(now_ns) if self.tail.held and self.in_step else [])
 
     def _commit(self, entries: list[Entry], now_ns: int) -> list[Any]:
-        """Every member of the chain has these: answer, tell the watchers, and confirm upwards."""
+        """Every member of the chain has these: answer, tell the watchers, and, soon, the others."""
         effects: list[Any] = []
         for entry in entries:
             self._settle(entry)
             if entry.client:
                 effects.append(Send(entry.route, Written(entry.sequence, entry.version, entry.refused)))
-        effects += self.tail.committed(entries, now_ns)
-        if self.predecessor:
-            effects.append(_to(self.predecessor, Extended(self.shard.epoch, self.version)))
-        return effects
+        return effects + self.tail.committed(entries, now_ns)
 
     def _settle(self, entry: Entry) -> None:
         """It is committed. A tail that got a successor hears that of some entries twice."""

@@ -96,6 +96,10 @@ CHAIN_RESEND_NS = 100 * MILLISECOND_NS
 """A member whose successor has confirmed nothing for so long asks it what it has. ZeroMQ loses a message only with its
 connection, so this is rarely more than a question."""
 
+CONFIRM_NS = 5 * MILLISECOND_NS
+"""How long the tail gathers what it confirms to the rest of the chain. Nobody waits for it; the others keep what is not
+confirmed, some megabytes at the most that a chain can carry in this time, and a new tail answers it once more."""
+
 HEARTBEAT_NS = 300 * MILLISECOND_NS
 """How often a server of the control store tells the masters that it lives. A process that was killed is known by its
 node at once; this is for those that were stopped, and for whole machines. Half as long was too short on two cores that

@@ -8,6 +8,8 @@
    answer leaves (``SendUnderLease``): a process that was stopped in between does not answer.
 3. A read or watch that cannot be answered yet waits; its client would only ask the same again.
 4. One joiner is fed at a time.
+5. The chain hears that entries are committed a little later than their clients, in one message for all of CONFIRM_NS:
+   nobody waits for it, and whoever handles it at once is in the way of the client's next Write.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from meshray.gcs.removals import Removals
 from meshray.gcs.tables import TABLES
 from meshray.gcs.watches import Watches
 from meshray.machine import Send
-from meshray.messages.chain import AskReadLease, JoinChain
+from meshray.messages.chain import AskReadLease, Extended, JoinChain
 from meshray.messages.gcs import Read, ReadAnswered, Row, Scan, Scanned, Watch, WatchLost
+
+_NEVER_NS = 1 << 62
 
 
 class Tail:
@@ -43,10 +47,14 @@ class Tail:
         self._clients = clients
         self._epoch = 0
         self._others: list[str] = []
+        self._version = version
+        """The last that was committed here."""
+        self._confirm_ns = _NEVER_NS
+        """When that is to be confirmed to the predecessor."""
 
     def begin(self, epoch: int, others: list[str], now_ns: int) -> None:
         """A new configuration: no promise of the old one counts any more."""
-        self._epoch, self._others = epoch, others
+        self._epoch, self._others, self._confirm_ns = epoch, others, _NEVER_NS
         self.lease.begin(others, now_ns)
 
     def serve(self, route: bytes, message: Read | Scan | Watch, version: int | None, now_ns: int) -> list[Any]:
@@ -72,7 +80,7 @@ class Tail:
         return held
 
     def committed(self, entries: list[Entry], now_ns: int) -> list[Any]:
-        """These entries are committed: tell watchers and the joiner."""
+        """These entries are committed: tell watchers and the joiner now, and the predecessor soon."""
         effects: list[Any] = []
         for entry in entries:
             told = self.watches.feed(entry)
@@ -82,6 +90,9 @@ class Tail:
             effects += self.feeder.entries(self._epoch, entries, now_ns)
             if self.feeder.is_too_far_behind:
                 self.feeder = None
+        if entries and self._others:
+            self._version = entries[-1].last
+            self._confirm_ns = min(self._confirm_ns, now_ns + limits.CONFIRM_NS)
         return effects
 
     def retire(self) -> tuple[list[Any], list[Entry]]:
@@ -125,8 +136,11 @@ class Tail:
         return [Send(b">" + name.encode(), AskReadLease(self._epoch, now_ns)) for name in self._others]
 
     def tick(self, now_ns: int) -> list[Any]:
-        """Renew the lease, send the joiner again what it lacks."""
+        """Confirm, renew the lease, send the joiner again what it lacks."""
         effects = self.ask_lease(now_ns) if self._others and now_ns >= self.lease.ask_ns else []
+        if now_ns >= self._confirm_ns:
+            self._confirm_ns = _NEVER_NS
+            effects.append(Send(b">" + self._others[-1].encode(), Extended(self._epoch, self._version)))
         return effects + (self.feeder.tick(now_ns) if self.feeder is not None else [])
 
     def deadline_ns(self) -> int | None:
@@ -134,7 +148,8 @@ class Tail:
         feeder_ns = self.feeder.deadline_ns() if self.feeder is not None else None
         if not self._others:
             return feeder_ns
-        return self.lease.ask_ns if feeder_ns is None else min(self.lease.ask_ns, feeder_ns)
+        due_ns = min(self.lease.ask_ns, self._confirm_ns)
+        return due_ns if feeder_ns is None else min(due_ns, feeder_ns)
 
     def _look(self, message: Read | Scan) -> ReadAnswered | Scanned:
         """Return what is committed."""

@@ -8,9 +8,10 @@ import pytest
 
 from meshray.gcs import limits
 from meshray.gcs.chain import ChainMember, WrongChain
-from meshray.gcs.log import Persist, Recovered, SweepReaders, Vote
+from meshray.gcs.log import Entry, Persist, Persisted, Recovered, SweepReaders, Vote
 from meshray.gcs.shard_server import ShardServer
 from meshray.machine import Received, Send, Stop, Tick, Undeliverable
+from meshray.messages.chain import AskReadLease, Extend, Extended
 from meshray.messages.gcs import (
     COMPARE_AND_SET,
     DELETE,
@@ -152,6 +153,28 @@ def test_clients_are_forgotten_after_silence_or_goodbye() -> None:
     bench.now_ns = limits.CLIENT_FORGET_NS + limits.HOUSEKEEPING_NS
     bench.turn(Tick())
     assert not bench.disk.clients and bench.member.statistics()["clients"] == 0
+
+
+def test_the_tail_answers_at_once_and_confirms_later_all_in_one() -> None:
+    disk = Disk()
+    chain = Shard(1, [("head", "x"), (MEMBER, "y")])
+    tail = ChainMember(MEMBER, chain, committed=disk, recovered=Recovered(), now_ns=0)
+
+    def turn(event: Any, now_ns: int) -> list[Any]:
+        effects = disk.persist(tail.handle(event, now_ns))
+        later = [more for effect in effects if isinstance(effect, Persisted) for more in tail.handle(effect, now_ns)]
+        sends = [effect for effect in (*effects, *later) if isinstance(effect, Send)]
+        return [(send.to, send.message) for send in sends if not isinstance(send.message, AskReadLease)]
+
+    turn(Tick(), 0)
+    for version in (1, 2, 3):
+        entry = Entry(version, 1, f"c{version}", 1, [("kv", b"k", version, b"v")], [], (), b"c")
+        told = turn(Received(b"head", Extend(1, version - 1, version, [entry])), version)
+        assert told == [(b"c", Written(1, version, []))]
+    due_ns = tail.deadline_ns()
+    assert due_ns == 1 + limits.CONFIRM_NS
+    assert turn(Tick(), due_ns) == [(b">head", Extended(1, 3))]
+    assert turn(Tick(), due_ns + limits.CONFIRM_NS) == []
 
 
 def test_a_crowded_shard_refuses_new_clients(monkeypatch: pytest.MonkeyPatch) -> None:
