@@ -27,6 +27,7 @@ Source: van Renesse and Schneider, OSDI'04 s3; epochs and wedging: van Renesse, 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from meshray.gcs import limits
@@ -95,6 +96,10 @@ class ChainMember:
         self._resume_ns = self.adopted_ns = now_ns
         self._housekeeping_ns = now_ns + limits.HOUSEKEEPING_NS
         self._counts = dict.fromkeys(("wrong_epoch", "unknown", "resent"), 0)
+        self._handlers: dict[type, Callable[..., list[Any]]] = {
+            Write: self._order, CloseClient: self._order, Read: self._ask, Scan: self._ask, Watch: self._ask,
+            Unwatch: self._unwatch, Extend: self._extend, Extended: self._extended, Resume: self._resume,
+            AskReadLease: self._ask_lease, ReadLeaseGiven: self._lease_given, JoinChain: self._join, Fed: self._fed}
 
     # --- who this is ---------------------------------------------------------------------------------------------
 
@@ -126,29 +131,27 @@ class ChainMember:
 
     def handle(self, event: Any, now_ns: int) -> list[Any]:
         """Take one event, return its effects in order."""
-        match event:
-            case Received(route=route, message=message):
-                return self._received(route, message, now_ns)
-            case Persisted(count=count):
-                return self._persisted(count, now_ns)
-            case Tick():
-                return self._tick(now_ns)
-            case Undeliverable(route=route, message=message):
-                return self._undeliverable(route, message)
-            case _:
-                raise AssertionError(f"not an event of a chain member: {event!r}")
+        kind = type(event)
+        if kind is Received:
+            return self._received(event.route, event.message, now_ns)
+        if kind is Persisted:
+            return self._persisted(event.count, now_ns)
+        if kind is Tick:
+            return self._tick(now_ns)
+        assert kind is Undeliverable, f"not an event of a chain member: {event!r}"
+        return self._undeliverable(event.route, event.message)
 
     def deadline_ns(self) -> int:
         """When ``Tick`` is due next."""
-        due_ns = self._housekeeping_ns
         if self.wedged:
-            return due_ns
-        if self.downstream:
-            due_ns = min(due_ns, self.downstream.due_ns)
-        if self._reach is None:
-            due_ns = min(due_ns, self._resume_ns)
+            return self._housekeeping_ns
+        due_ns = self._housekeeping_ns
+        if self.downstream and self.downstream.due_ns < due_ns:
+            due_ns = self.downstream.due_ns
+        if self._reach is None and self._resume_ns < due_ns:
+            due_ns = self._resume_ns
         tail_ns = self.tail.deadline_ns() if self.is_tail else None
-        return due_ns if tail_ns is None else min(due_ns, tail_ns)
+        return due_ns if tail_ns is None or due_ns < tail_ns else tail_ns
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -170,52 +173,57 @@ class ChainMember:
                 "epoch": self.shard.epoch}
 
     def _received(self, route: bytes, message: Message, now_ns: int) -> list[Any]:
-        match message:
-            case Write() | CloseClient() | Read() | Scan() | Watch():
-                for_head = isinstance(message, Write | CloseClient)
-                if message.epoch != self.shard.epoch or not (self.is_head if for_head else self.is_tail):
-                    self._counts["wrong_epoch"] += 1
-                    return [Send(route, WrongEpoch(self.shard))]
-                return [] if self.wedged else self._serve(route, message, now_ns)
-            case Extend():
-                return self._extend(route, message, now_ns)
-            case Extended():
-                return self._extended(route, message, now_ns)
-            case Resume():
-                return self._resume(route, message)
-            case AskReadLease(epoch=epoch, stamp_ns=stamp_ns):
-                if epoch != self.shard.epoch or self.is_idle:
-                    return []
-                self.tail.lease.give(now_ns)
-                return [Send(route, ReadLeaseGiven(epoch, stamp_ns))]
-            case ReadLeaseGiven(epoch=epoch, stamp_ns=stamp_ns) if epoch == self.shard.epoch and self.is_tail:
-                self.tail.lease.given_to_us(route.removeprefix(b">").decode(errors="replace"), stamp_ns, now_ns)
-                return self._serve_held(now_ns) if self.tail.held and now_ns < self.tail.lease.until_ns else []
-            case JoinChain():
-                serves = self.is_tail and self.in_step and not self.is_idle
-                return self.tail.join(route, message, self.version, now_ns) if serves else []
-            case Fed(life=life, number=number):
-                serves = self.is_tail and self._newer is None
-                return self.tail.feed(life, number, None if self.wedged else self.version, now_ns) if serves else []
-            case Unwatch(watch=watch):
-                self.tail.watches.unwatch(route, watch)
-            case _:
-                self._counts["unknown"] += 1
+        handler = self._handlers.get(type(message))
+        if handler is not None:
+            return handler(route, message, now_ns)
+        self._counts["unknown"] += 1
         return []
+
+    def _ask_lease(self, route: bytes, message: AskReadLease, now_ns: int) -> list[Any]:
+        if message.epoch != self.shard.epoch or self.is_idle:
+            return []
+        self.tail.lease.give(now_ns)
+        return [Send(route, ReadLeaseGiven(message.epoch, message.stamp_ns))]
+
+    def _lease_given(self, route: bytes, message: ReadLeaseGiven, now_ns: int) -> list[Any]:
+        if message.epoch != self.shard.epoch or not self.is_tail:
+            return []
+        self.tail.lease.given_to_us(route.removeprefix(b">").decode(errors="replace"), message.stamp_ns, now_ns)
+        return self._serve_held(now_ns) if self.tail.held and now_ns < self.tail.lease.until_ns else []
+
+    def _join(self, route: bytes, message: JoinChain, now_ns: int) -> list[Any]:
+        serves = self.is_tail and self.in_step and not self.is_idle
+        return self.tail.join(route, message, self.version, now_ns) if serves else []
+
+    def _fed(self, route: bytes, message: Fed, now_ns: int) -> list[Any]:
+        version = None if self.wedged else self.version
+        return self.tail.feed(message.life, message.number, version, now_ns) if self.is_tail and not self._newer else []
 
     # --- clients -------------------------------------------------------------------------------------------------
 
-    def _serve(self, route: bytes, message: Write | CloseClient | Read | Scan | Watch, now_ns: int) -> list[Any]:
-        """Do what a message of the right epoch asks of the right member."""
-        match message:
-            case Write():
-                decided = self._head.decide(route, message, self._decided + 1, now_ns)
-                return self._append(decided, now_ns) if isinstance(decided, Entry) else decided
-            case CloseClient(client=client):
-                self.clients.close(client, now_ns)
-                return []
-            case _:
-                return self.tail.serve(route, message, self.version if self.in_step else None, now_ns)
+    def _order(self, route: bytes, message: Write | CloseClient, now_ns: int) -> list[Any]:
+        if message.epoch != self.shard.epoch or not self.is_head:
+            return self._wrong_epoch(route)
+        if self.wedged:
+            return []
+        if isinstance(message, CloseClient):
+            self.clients.close(message.client, now_ns)
+            return []
+        decided = self._head.decide(route, message, self._decided + 1, now_ns)
+        return self._append(decided, now_ns) if isinstance(decided, Entry) else decided
+
+    def _ask(self, route: bytes, message: Read | Scan | Watch, now_ns: int) -> list[Any]:
+        if message.epoch != self.shard.epoch or not self.is_tail:
+            return self._wrong_epoch(route)
+        return [] if self.wedged else self.tail.serve(route, message, self.version if self.in_step else None, now_ns)
+
+    def _unwatch(self, route: bytes, message: Unwatch, now_ns: int) -> list[Any]:
+        self.tail.watches.unwatch(route, message.watch)
+        return []
+
+    def _wrong_epoch(self, route: bytes) -> list[Any]:
+        self._counts["wrong_epoch"] += 1
+        return [Send(route, WrongEpoch(self.shard))]
 
     def _serve_held(self, now_ns: int) -> list[Any]:
         """What could not be answered before can be now, perhaps."""
@@ -265,7 +273,7 @@ class ChainMember:
         self._resume_ns = now_ns + limits.CHAIN_RESEND_NS // 4
         return [_to(self.predecessor, Resume(self.shard.epoch, self._decided))]
 
-    def _resume(self, route: bytes, message: Resume) -> list[Any]:
+    def _resume(self, route: bytes, message: Resume, now_ns: int) -> list[Any]:
         if message.epoch != self.shard.epoch or self.is_idle or route != self.successor.encode():
             return []
         self._counts["resent"] += 1
@@ -287,8 +295,7 @@ class ChainMember:
         else:
             self.downstream.add(entries, now_ns)
             if not self.wedged:
-                sends = batches(self.shard.epoch, entries, after, self.version)
-                effects += [_to(self.successor, extend) for extend in sends]
+                effects += [_to(self.successor, it) for it in batches(self.shard.epoch, entries, after, self.version)]
         if self._newer is not None and not self._waiting:
             newer, self._newer = self._newer, None
             return effects + self.adopt(newer, now_ns)

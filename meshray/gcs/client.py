@@ -51,6 +51,7 @@ class GcsClient:
         self.name = name
         self._links = [Link(shard) for shard in shards]
         self._writers = [Writer(name, link) for link in self._links]
+        self._shards = list(zip(self._links, self._writers, strict=True))
         self._reader = Reader()
         self._subscriptions = Subscriptions()
         self._requests: dict[int, tuple[Request, Link]] = {}
@@ -84,7 +85,9 @@ class GcsClient:
         request.is_write = True
         if not ops:
             return request.number, self._finish(request.end(), now_ns)
-        waiting = sum(self._writers[index].queued for index, _ in pieces)
+        waiting = 0
+        for index, _ in pieces:
+            waiting += self._writers[index].queued
         if waiting + len(ops) > limits.QUEUED_OPS_MAX + limits.WRITE_OPS_MAX:
             reason = f"{waiting} operations wait for the control store already: write more slowly, or use more shards"
             return request.number, self._finish(request.end(Refused(reason)), now_ns)
@@ -177,10 +180,13 @@ class GcsClient:
                 "watches": len(self._subscriptions), "begun": self._numbers}
 
     def _received(self, route: bytes, message: Any, now_ns: int) -> list[Any]:
-        link = self._link(route)
-        if link is None:
-            return []
-        writer = self._writers[self._links.index(link)]
+        for link, writer in self._shards:
+            if route in link.routes:
+                return self._answered(link, writer, route, message, now_ns)
+        return []
+
+    def _answered(self, link: Link, writer: Writer, route: bytes, message: Any, now_ns: int) -> list[Any]:
+        """Take what a member of one shard said."""
         match message:
             case Written():
                 return writer.written(message, now_ns)
@@ -253,7 +259,7 @@ class GcsClient:
     def _link(self, route: bytes) -> Link | None:
         """Return the shard whose member is at ``route``."""
         for link in self._links:
-            if link.knows(route):
+            if route in link.routes:
                 return link
         return None
 

@@ -98,17 +98,19 @@ class Link:
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
+        self.routes = _routes(shard)
+        """Those of the members, head first."""
         self._connected: set[tuple[str, str]] = set()
         self._followed = -1
 
     def head(self, attempt: int) -> bytes:
         """Return the route for a write; from the third attempt on the other members are asked in turn, who tell of a
         newer chain."""
-        return self._route(max(0, attempt - 1))
+        return self.routes[max(0, attempt - 1) % len(self.routes)]
 
     def tail(self, attempt: int) -> bytes:
         """Return the route for everything else."""
-        return self._route(-1 - max(0, attempt - 1))
+        return self.routes[(-1 - max(0, attempt - 1)) % len(self.routes)]
 
     def connect(self) -> list[Any]:
         """Return the effects that make all members' routes valid, and let those of a chain that may change tell us when
@@ -124,27 +126,24 @@ class Link:
         self._connected = set(members)
         if len(self._connected) > 1 or self.shard.epoch > 1:
             # Also to those that know us already: they may be new processes under an old name.
-            effects += [Send(b">" + name.encode(), FollowShard(self.shard.epoch)) for name, _ in members]
+            effects += [Send(route, FollowShard(self.shard.epoch)) for route in self.routes]
         return effects
 
     def adopt(self, shard: Shard) -> bool:
         """Take over a newer configuration; return whether it is one."""
         if shard.epoch <= self.shard.epoch or not shard.members:
             return False
-        self.shard = shard
+        self.shard, self.routes = shard, _routes(shard)
         return True
-
-    def knows(self, route: bytes) -> bool:
-        """Whether this is the route of a member."""
-        return any(route == b">" + name.encode() for name, _ in self.shard.members)
 
     @property
     def names(self) -> str:
         """The members, for people to read."""
         return ", ".join(name for name, _ in self.shard.members)
 
-    def _route(self, place: int) -> bytes:
-        return b">" + self.shard.members[place % len(self.shard.members)][0].encode()
+
+def _routes(shard: Shard) -> list[bytes]:
+    return [b">" + name.encode() for name, _ in shard.members]
 
 
 def silence(link: Link, request: Request) -> Unanswered:

@@ -67,8 +67,8 @@ class Tail:
                 return list(self.watches.watch(route, message, version, now_ns))
         elif not self._others:
             return [Send(route, self._look(message))]
-        elif version is not None and now_ns < self.lease.until_ns:
-            return [SendUnderLease(route, self._look(message), self.lease.until_ns)]
+        elif version is not None and now_ns < (until_ns := self.lease.until_ns):
+            return [SendUnderLease(route, self._look(message), until_ns)]
         if len(self.held) < limits.HELD_READS_MAX:
             self.counts["held"] += 1
             self.held.append((route, message))

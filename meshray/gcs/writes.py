@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -132,31 +131,33 @@ class Writer:
 
     def _next(self, now_ns: int) -> list[Any]:
         """Begin the next Write, if anything waits."""
+        self._frame = None
         ops: list[Op] = []
         parts: list[tuple[Request, Sequence[int]]] = []
         room_bytes = limits.WRITE_BYTES_MAX
         while self._queue and len(ops) < limits.WRITE_OPS_MAX and room_bytes > 0:
             piece = self._queue[0]
-            count = 0
             if not piece.request.ended:
-                for op in islice(piece.ops, piece.begun, piece.begun + limits.WRITE_OPS_MAX - len(ops)):
+                taken = piece.ops[piece.begun : piece.begun + limits.WRITE_OPS_MAX - len(ops)]
+                count = 0
+                for op in taken:
                     room_bytes -= len(op.value) + len(op.key)
                     if room_bytes < 0 and (ops or count):
                         break
                     count += 1
-                ops += piece.ops[piece.begun : piece.begun + count]
-                parts.append((piece.request, piece.places[piece.begun : piece.begun + count]))
-                piece.request.sent = True
-                piece.begun += count
-                self.queued -= count
+                if count:
+                    ops += taken[:count]
+                    parts.append((piece.request, piece.places[piece.begun : piece.begun + count]))
+                    piece.request.sent = True
+                    piece.begun += count
+                    self.queued -= count
             if piece.request.ended or piece.begun == len(piece.ops):
                 self.queued -= len(piece.ops) - piece.begun
                 self._queue.popleft()
         if not ops:
-            self._frame = None
             return []
         self._sequence += 1
-        self._frame = Frame(self._sequence, ops, [part for part in parts if part[1]], now_ns + limits.RESEND_NS)
+        self._frame = Frame(self._sequence, ops, parts, now_ns + limits.RESEND_NS)
         return [*self._link.connect(), self._send(self._frame)]
 
     def _send(self, frame: Frame) -> Send:

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import lmdb
+import msgspec
 import pytest
 
 from meshray.gcs import limits
-from meshray.gcs.log import ClientRecord, Entry, Persist, Persisted
+from meshray.gcs.log import ClientRecord, Entry, MarkWhole, Persist, Persisted, WipeDisk
 from meshray.gcs.storage import Storage, StorageFailed, StorageUnusable, file_system
 from meshray.machine import Send
 from meshray.messages.gcs import Refusal
@@ -42,6 +43,30 @@ def test_a_turn_is_there_after_reopening(tmp_path: Path, durability: str) -> Non
     storage.close()
     storage = Storage(str(tmp_path))
     assert set(storage.recovered.clients) == {"c"} and storage.recovered.version == 5
+    storage.close()
+
+
+def test_the_epoch_on_the_disk_is_that_of_the_last_turn(tmp_path: Path) -> None:
+    entries = [Persist(Entry(version, 1, "c", version, [("kv", b"a", version, b"")], []), epoch)
+               for version, epoch in ((1, 3), (2, 3), (3, 4), (4, 4))]
+    for turn, epoch, version, whole in (
+            ([entries[0]], 3, 1, True), ([entries[1]], 3, 2, True), ([entries[2], entries[3]], 4, 4, True),
+            ([WipeDisk()], 4, 0, False), ([Persist(Entry(1, 0, "", 0, [], []), 5)], 5, 0, False),
+            ([MarkWhole(6)], 6, 0, True), ([MarkWhole(6)], 6, 0, True),
+            ([entries[0], WipeDisk()], 6, 0, False)):
+        storage = Storage(str(tmp_path), founding=True)
+        storage.persist(list(turn))
+        storage.close()
+        storage = Storage(str(tmp_path), founding=True)
+        recovered = storage.recovered
+        assert (recovered.epoch, recovered.version, recovered.whole) == (epoch, version, whole)
+        storage.close()
+    storage = Storage(str(tmp_path), founding=True)
+    for epoch in (7, 7, 8, 8, 7):  # without reopening in between
+        storage.persist([msgspec.structs.replace(entries[0], epoch=epoch)])
+    storage.close()
+    storage = Storage(str(tmp_path), founding=True)
+    assert storage.recovered.epoch == 7
     storage.close()
 
 
