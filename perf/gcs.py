@@ -5,7 +5,7 @@
 1. Throughput: 100-row frames of 200-byte rows, eight frames on the way, against a chain of Python processes that only
    decode, put in one transaction and forward. Both get frames that were encoded before.
 2. Latency: one write or read at a time by a real client, against a ping to a process that answers at once, over the
-   same kind of socket.
+   same kind of socket; and a write against one row through a bare chain.
 3. Tasks: the one-machine benchmark of tasks that do nothing, on a cluster of one node with three replicas against one
    with one. Both clusters are up all the time, each with a driver of its own.
 4. Every sample of one lies beside a sample of the other; the value is the median of the samples' ratios.
@@ -173,6 +173,19 @@ def one_write(length: int, durability: str) -> Iterator[Sample]:
 
 
 @contextmanager
+def bare_write(length: int, durability: str) -> Iterator[Sample]:
+    """One row at a time through a bare chain."""
+    with tempfile.TemporaryDirectory() as directory, gcs_bare.chain(length, directory, durability) as ends:
+        keys = [os.urandom(WRITE_KEY_BYTES) for _ in range(CALLS)]
+        value, turn = bytes(WRITE_VALUE_BYTES), iter(range(1 << 40))
+
+        def call() -> None:
+            gcs_bare.pour(ends, [msgspec.msgpack.encode([("kv", keys[next(turn) % CALLS], value)])], 1)
+
+        yield lambda: p50_s(call)
+
+
+@contextmanager
 def one_read(length: int, durability: str) -> Iterator[Sample]:
     """One read at a time."""
     with shard(length, durability) as caller:
@@ -228,6 +241,7 @@ ROWS = {
     **{f"chain{length}_of_bare": _pour(length, "relaxed") for length in (1, 2, 3)},
     **{f"chain{length}_of_bare_fsync": _pour(length, "fsync") for length in (1, 2, 3)},
     "write_p50_over_ping": Row("one write, chain of 2, in pings", "<= 2.5", one_write, ping, 2, "relaxed", "s"),
+    "write_p50_over_bare": Row("one write, beside a bare chain of 2", "-", one_write, bare_write, 2, "relaxed", "s"),
     "read_p50_over_ping": Row("one read, chain of 2, in pings", "<= 1.3", one_read, ping, 2, "relaxed", "s"),
     "tasks_r3_over_r1": Row("2000 no-op tasks, 3 replicas: share of 1 replica", ">= 0.8", tasks, unreplicated_tasks, 3,
                             "relaxed", "tasks/s"),
