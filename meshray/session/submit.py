@@ -331,7 +331,8 @@ class Submitter:
             return
         self._next_sweep_ns = now_ns + _STALL_NS * 2
         # Where another class waits for workers, nobody keeps one for work that may come.
-        waits = any(klass.queue and klass.ready and not klass.hungry for klass in self.classes.values())
+        classes = list(self.classes.values())  # at one stroke: a thread that submits may add one meanwhile
+        waits = any(klass.queue and klass.ready and not klass.hungry for klass in classes)
         for klass in list(self._dirty.values()):
             if not klass.queue and klass.hungry:
                 self._rest(klass, now_ns - (0 if waits else config.LEASE_IDLE_NS))
@@ -370,7 +371,7 @@ class Submitter:
         """Give every lease back: the session ends."""
         if self.leases:
             self._session.to_node(ReturnLease(list(self.leases)))
-        for klass in self.classes.values():
+        for klass in list(self.classes.values()):
             klass.leases.clear()
         self.leases.clear()
 

@@ -346,3 +346,19 @@ def test_every_task_runs_once_when_recalls_and_losses_are_mixed() -> None:
         check(session, klass)
     assert all(ref._state == READY for ref in refs)
     assert not session.outcomes.pending
+
+
+def test_a_class_that_comes_while_the_sweep_looks_at_the_others_does_no_harm() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+
+    class Queue(type(klass.queue)):  # type: ignore[misc]
+        """Somebody submits for the first time while this is looked at."""
+
+        def __bool__(self) -> bool:
+            session.new_class()
+            return False
+
+    klass.queue = Queue()
+    session.submitter.sweep(session.now_ns + 10**12)
+    assert len(session.submitter.classes) > 1
