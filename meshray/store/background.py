@@ -44,6 +44,7 @@ class Background:
         self._done: list[Done] = []
         self._lock = Lock()
         self._thread: Thread | None = None
+        self._failure: BaseException | None = None
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable when ``drain`` has something; for ``Host(sources={background.fd: background.drain})``."""
 
@@ -55,7 +56,9 @@ class Background:
         self._queue.put(work)
 
     def drain(self) -> Iterable[Done]:
-        """Return the events that are ready."""
+        """Return the events that are ready. Raise RuntimeError if the thread has failed: others would wait for ever."""
+        if self._failure is not None:
+            raise RuntimeError("the background thread of the store failed") from self._failure
         if not self._done:
             return ()
         with self._lock:
@@ -71,13 +74,17 @@ class Background:
         os.close(self.fd)
 
     def _run(self) -> None:
-        while (work := self._queue.get()) is not None:
-            event = self._perform(work)
-            if event is None:
-                continue
-            with self._lock:
-                self._done.append(event)
-                os.eventfd_write(self.fd, 1)
+        try:
+            while (work := self._queue.get()) is not None:
+                event = self._perform(work)
+                if event is None:
+                    continue
+                with self._lock:
+                    self._done.append(event)
+                    os.eventfd_write(self.fd, 1)
+        except BaseException as error:
+            self._failure = error
+            os.eventfd_write(self.fd, 1)
 
     def _perform(self, work: Work) -> Done | None:
         match work:

@@ -54,3 +54,18 @@ def test_memory_that_ran_out_is_an_event(
     select.select([work.fd], [], [], 30)
     (event,) = work.drain()
     assert isinstance(event, RangePopulated) and "no room" in event.error
+
+
+def test_a_thread_that_failed_is_told_to_the_host(
+    background: tuple[Background, ArenaFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, file = background
+
+    def fail(offset: int, size_bytes: int) -> int:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(file, "populate", fail)
+    work.submit(PopulateRange(b"y", 0, 1))
+    assert select.select([work.fd], [], [], 30)[0]
+    with pytest.raises(RuntimeError, match="background thread"):
+        work.drain()
