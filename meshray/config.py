@@ -272,10 +272,17 @@ PULL_SILENCE_NS = 1 * SECOND_NS
 """A holder that sends nothing useful for this long is asked again for what is outstanding."""
 
 PULL_SILENCES_MAX = 5
-"""Silences in a row after which a holder is given up for that object."""
+"""Silences in a row after which every node is asked for the object. A holder whose address is not known is given up
+then: it has left, or never came."""
+
+PULL_USELESS_NS = 60 * SECOND_NS
+"""A holder whose node lives, as heartbeats tell, and from which not one chunk came for this long is given up for that
+object. Being slow is no reason: a machine at 100 % CPU answers within seconds. It ends pulls between nodes that live
+and cannot reach each other."""
 
 PULL_UNKNOWNS_MAX = 2
-"""Times a holder may say that it has no such object: its node may hear of a new object after we do."""
+"""Times a holder may say that it has no such object: its node may hear of a new object after we do. Also how often in a
+row its manifest is asked for at once when it refuses the chunks that the last one promised."""
 
 EXTENT_LINGER_NS = 500 * MILLISECOND_NS
 """Extents of a process that ended stay as they are for this long: its last seal notices may still be on their way."""

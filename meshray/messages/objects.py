@@ -228,8 +228,8 @@ class ChunksRefused(Message, tag=122):
 
 
 class ChunksHeld(Message, tag=123):
-    """node -> node that asked for the manifest. I have these chunks too now. A notice; who missed it asks for the
-    manifest again."""
+    """node -> node that asked for the manifest. I have these chunks too now; none: your manifest takes a while, I am
+    busy with it. A notice; who missed it asks for the manifest again."""
 
     object: bytes
     chunks: list[int]

@@ -141,7 +141,7 @@ class ChunkFlow:
             self._counts["chunks" if event.holder else "copied_chunks"] += 1
         sender = pull.holders.get(event.holder)
         if sender is not None:
-            sender.silences = sender.bad = sender.unknown = 0
+            sender.useful()
             if sender.asked_ns:
                 sender.deadline_ns = now_ns + config.PULL_SILENCE_NS
 

@@ -22,7 +22,7 @@ import msgspec
 
 from meshray import config
 from meshray.machine import Received, Send, Tick
-from meshray.messages.objects import Manifest, ObjectsFreed, ObjectUnknown, RequestManifest
+from meshray.messages.objects import ChunksHeld, Manifest, ObjectsFreed, ObjectUnknown, RequestManifest
 from meshray.messages.tasks import Location
 from meshray.store import chunk_sets
 from meshray.store.chunk_index import ChunkIndex
@@ -117,7 +117,7 @@ class ChunkServer:
             return self._answer(route, object_, location, digests)
         if object_ in self._hashing:
             self._hashing[object_][route] = brief
-            return []
+            return [Send(route, ChunksHeld(object_, []))]
         self._hashing[object_] = {route: brief}
         return [DigestObject(object_, location.offset, location.size_bytes)]
 
@@ -212,9 +212,11 @@ class ChunkServer:
 
     # --- for the puller ------------------------------------------------------------------------------------------
 
-    def askers(self, object_: bytes) -> list[bytes]:
-        """Return the routes of the nodes that asked for the object's manifest."""
-        return list(self._askers.get(object_, ()))
+    def announce(self, pull: Pull) -> list[Any]:
+        """Tell the nodes that asked for the object's manifest which chunks of it came since the last time."""
+        chunks, pull.announce = pull.announce, []
+        return [Send(route, ChunksHeld(pull.object, chunks)) for route in self._askers.get(pull.object, ())
+                if chunks]
 
     def learned(self, object_: bytes, offset: int, digests: bytes, now_ns: int) -> None:
         """The object lies at ``offset`` and has these digests."""

@@ -20,9 +20,11 @@ from meshray.store.swarm import Holder, Link, Pull
 class Introductions:
     """Requests for manifests."""
 
-    def __init__(self, node: str, resolve: Callable[[str], str | None], link: Callable[[str], Link]) -> None:
+    def __init__(self, node: str, resolve: Callable[[str], str | None], nodes: Callable[[], Iterable[str]],
+                 link: Callable[[str], Link]) -> None:
         self._node = node
         self._resolve = resolve
+        self._nodes = nodes
         self._link = link
 
     def add(self, pull: Pull, name: str, now_ns: int, *, unknowns: int = 0) -> list[Any]:
@@ -42,6 +44,13 @@ class Introductions:
                 effects += self.add(pull, name, now_ns, unknowns=config.PULL_UNKNOWNS_MAX - 1)
         return effects
 
+    def sweep(self, pull: Pull, now_ns: int) -> list[Any]:
+        """Ask every node of the cluster, once per pull."""
+        if pull.swept:
+            return []
+        pull.swept = True
+        return self.meet(pull, self._nodes(), now_ns)
+
     def ask(self, pull: Pull, holder: Holder, now_ns: int) -> list[Any]:
         """Ask a holder for its manifest; before it answers, nothing else is asked of it."""
         holder.ready = False
@@ -55,9 +64,22 @@ class Introductions:
         pull.refresh_ns = now_ns + config.PULL_REFRESH_NS
         return [effect for holder in pull.ready() for effect in self._request(pull, holder.name)]
 
-    def silence_of(self, name: str) -> str:
-        """Say why nothing came from a node."""
-        return "no answer" if self._resolve(name) else "its address is not known"
+    def ask_later(self, holder: Holder, now_ns: int) -> None:
+        """Ask a holder for its manifest when it has been silent for as long as a holder may be."""
+        holder.ready = False
+        holder.deadline_ns = now_ns + config.PULL_SILENCE_NS
+
+    def knows(self, name: str) -> bool:
+        """Whether a node is part of the cluster: who dies leaves it, because its heartbeats end."""
+        return self._resolve(name) is not None
+
+    def silence_of(self, holder: Holder) -> str:
+        """Say why nothing came from a holder."""
+        if not self.knows(holder.name):
+            return "its address is not known"
+        if holder.refusals:
+            return "it serves no such object"
+        return f"no answer for {config.PULL_USELESS_NS // config.SECOND_NS} s, although its node lives"
 
     def _request(self, pull: Pull, name: str) -> list[Any]:
         endpoint = self._resolve(name)

@@ -7,7 +7,9 @@
 3. A chunk counts only when its digest is right; a bad, lost or late one is asked for again, elsewhere if possible.
 4. The object is sealed in the own directory before any session hears of it.
 5. Every fetch ends in ObjectFetched or FetchFailed: silence, lies and lack of room are all bounded.
-6. A pull that lost its last holder asks every node, then keeps what it has for a while: a later fetch goes on from it.
+6. A holder whose node lives is waited for, however slow it is, up to PULL_USELESS_NS without a chunk; one whose node is
+   given up as dead is dropped at once.
+7. A pull that lost its last holder asks every node, then keeps what it has for a while: a later fetch goes on from it.
 
 ::
 
@@ -64,8 +66,7 @@ class Puller:
         """``resolve`` maps a node's name to its endpoint, or None while it is not known; ``nodes`` are all that
         are known."""
         self._directory = directory
-        self._meeting = Introductions(directory.node, resolve, flow.link)
-        self._nodes = nodes
+        self._meeting = Introductions(directory.node, resolve, nodes, flow.link)
         self._server = server
         self._flow = flow
         self._pulls: dict[bytes, Pull] = {}
@@ -168,7 +169,11 @@ class Puller:
     def _held(self, name: str, object_: bytes, chunks: list[int], now_ns: int) -> list[Any]:
         pull = self._pulls.get(object_)
         holder = pull.holders.get(name) if pull is not None else None
-        if pull is None or holder is None or holder.have is None:
+        if pull is None or holder is None:
+            return []
+        if not chunks:  # it lives, and is busy with what we asked for
+            holder.useful()
+        if holder.have is None:
             return []
         holder.have |= chunk_sets.of(chunk for chunk in chunks if chunk < pull.count)
         if holder.have == chunk_sets.all_of(pull.count):
@@ -233,15 +238,20 @@ class Puller:
         if not any(chunk in holder.asked_ns for chunk in event.chunks):
             return []
         self._flow.ask_elsewhere(pull, holder, event.chunks)
-        holder.unknown += 1
-        if holder.unknown > config.PULL_UNKNOWNS_MAX:
-            return self._drop(pull, holder.name, "it serves no such object", now_ns, lost=True)
-        return [*self._meeting.ask(pull, holder, now_ns), *self._flow.pump(pull, now_ns)]
+        if not holder.ready:  # one ticket that ended refuses many chunks, and a new one is asked for already
+            return self._flow.pump(pull, now_ns)
+        holder.refusals += 1
+        if holder.is_useless(now_ns):
+            return self._drop(pull, holder.name, self._meeting.silence_of(holder), now_ns, lost=True)
+        if holder.refusals <= config.PULL_UNKNOWNS_MAX:
+            return [*self._meeting.ask(pull, holder, now_ns), *self._flow.pump(pull, now_ns)]
+        self._meeting.ask_later(holder, now_ns)
+        return [*self._meeting.sweep(pull, now_ns), *self._flow.pump(pull, now_ns)]
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
     def _finish(self, pull: Pull, now_ns: int) -> list[Any]:
-        effects = self._announce(pull)
+        effects = self._server.announce(pull)
         self._forget(pull)
         end = self._landing.seal(pull)
         effects.append(end)
@@ -284,10 +294,7 @@ class Puller:
             pull.reason, pull.lost = f"{name}, failed: {why}", lost
         if pull.holders:
             return self._flow.pump(pull, now_ns)
-        effects: list[Any] = []
-        if not pull.swept:
-            pull.swept = True
-            effects = self._meeting.meet(pull, self._nodes(), now_ns)
+        effects = self._meeting.sweep(pull, now_ns)
         if not pull.holders:
             reason = f"the last holder, {pull.reason}"
             effects += self._fail(pull, reason, lost=pull.lost, keep_until_ns=now_ns + config.PULL_KEEP_NS)
@@ -326,7 +333,7 @@ class Puller:
             if pull.stage == "room" and (pull.refresh_ns <= now_ns or not short):
                 effects += self._make_room(pull, now_ns)
                 short = pull.stage == "room"
-            effects += self._announce(pull)
+            effects += self._server.announce(pull)
             for holder in list(pull.holders.values()):
                 if holder.deadline_ns is not None and holder.deadline_ns <= now_ns:
                     effects += self._silence(pull, holder, now_ns)
@@ -338,35 +345,27 @@ class Puller:
         self._look_ns = now_ns + (config.PULL_LOOK_NS if active else config.PULL_SILENCE_NS)
         return effects
 
-    def _announce(self, pull: Pull) -> list[Any]:
-        if not pull.announce:
-            return []
-        held = ChunksHeld(pull.object, pull.announce)
-        pull.announce = []
-        return [Send(route, held) for route in self._server.askers(pull.object)]
-
     def _silence(self, pull: Pull, holder: Holder, now_ns: int) -> list[Any]:
         self._counts["silences"] += 1
         holder.silences += 1
         holder.deadline_ns = None
         holder.link.failed()
         self._flow.ask_elsewhere(pull, holder, list(holder.asked_ns))
-        if holder.silences >= config.PULL_SILENCES_MAX:
-            return self._drop(pull, holder.name, self._meeting.silence_of(holder.name), now_ns)
-        return [] if holder.ready else self._meeting.ask(pull, holder, now_ns)
+        long = holder.silences >= config.PULL_SILENCES_MAX
+        if holder.is_useless(now_ns) or (long and not self._meeting.knows(holder.name)):
+            return self._drop(pull, holder.name, self._meeting.silence_of(holder), now_ns, lost=holder.refusals > 0)
+        effects = self._meeting.sweep(pull, now_ns) if long else []
+        return effects if holder.ready else effects + self._meeting.ask(pull, holder, now_ns)
 
     def _stuck(self, pull: Pull, now_ns: int) -> list[Any]:
         """End a pull whose holders live but lack what it lacks: other pulls, of an object whose copies are gone."""
-        if pull.is_asked() or pull.local or now_ns < pull.stuck_ns:
+        if now_ns < pull.stuck_ns or pull.local or not pull.is_hopeless():
             return []
         pull.stuck_ns = now_ns + config.PULL_STUCK_NS
         if not pull.swept:
-            pull.swept = True
-            return self._meeting.meet(pull, self._nodes(), now_ns)
-        effects: list[Any] = []
-        for name in list(pull.holders):
-            effects += self._drop(pull, name, "it lacks the same chunks", now_ns, lost=True)
-        return effects
+            return self._meeting.sweep(pull, now_ns)
+        return [effect for holder in pull.ready()
+                for effect in self._drop(pull, holder.name, "it lacks the same chunks", now_ns, lost=True)]
 
     # --- questions -----------------------------------------------------------------------------------------------
 

@@ -60,8 +60,8 @@ class Link:
 class Holder:
     """What one pull knows of one node that has the object, or a part of it."""
 
-    __slots__ = ("asked_ns", "bad", "bulk", "deadline_ns", "have", "link", "name", "ready", "silences", "ticket",
-                 "unknown")  # fmt: skip
+    __slots__ = ("asked_ns", "bad", "bulk", "deadline_ns", "have", "link", "name", "ready", "refusals", "silences",
+                 "ticket", "unknown", "useless_ns")  # fmt: skip
 
     def __init__(self, name: str, link: Link) -> None:
         self.name = name
@@ -77,8 +77,22 @@ class Holder:
         self.deadline_ns: int | None = None
         """When its silence is too long; None while nothing is asked of it."""
         self.silences = 0
+        self.refusals = 0
+        """Manifests in a row that it gave without then serving a chunk."""
         self.unknown = 0
         self.bad = 0
+        self.useless_ns = 0
+        """Since when all that it was asked for came to nothing; 0: it was useful last."""
+
+    def useful(self) -> None:
+        """It sent a good chunk, or says that it is about to."""
+        self.silences = self.refusals = self.bad = self.unknown = self.useless_ns = 0
+
+    def is_useless(self, now_ns: int) -> bool:
+        """Note that it was asked in vain; whether this has gone on for so long that it is given up, although its node
+        lives."""
+        self.useless_ns = self.useless_ns or now_ns
+        return now_ns - self.useless_ns >= config.PULL_USELESS_NS
 
     @property
     def partial(self) -> bool:
@@ -142,6 +156,11 @@ class Pull:
     def is_asked(self) -> bool:
         """Whether anything is outstanding."""
         return any(holder.asked_ns for holder in self.holders.values())
+
+    def is_hopeless(self) -> bool:
+        """Whether nothing is outstanding, and no holder that may be asked has what is missing. A pull that only waits
+        for its turn at a holder whose window others use is not."""
+        return not self.is_asked() and all(self.choose(holder, 0) is None for holder in self.ready())
 
     def ready(self) -> list[Holder]:
         """Return the holders that may be asked: other pulls first, since complete copies are scarce."""

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from meshray import config
 from meshray.machine import Received, Send, Tick
-from meshray.messages.objects import Manifest, ObjectsFreed, ObjectUnknown, RequestManifest, Sealed
+from meshray.messages.objects import ChunksHeld, Manifest, ObjectsFreed, ObjectUnknown, RequestManifest, Sealed
 from meshray.messages.tasks import Location
 from meshray.store import chunk_sets
 from meshray.store.chunk_index import ChunkIndex
@@ -84,7 +84,8 @@ def answer(route: bytes, ticket: bytes, *others: str, digests: bytes = DIGESTS) 
 def test_digests_are_computed_once_and_only_when_somebody_asks() -> None:
     bench = Bench()
     assert bench.ask() == [DigestObject(b"x", 64, SIZE)]
-    assert bench.ask() == [] and bench.ask(b"b", brief=True) == []
+    assert bench.ask() == [Send(b"a", ChunksHeld(b"x", []))], "who asks again hears that somebody is at it"
+    assert bench.ask(b"b", brief=True) == [Send(b"b", ChunksHeld(b"x", []))]
     assert bench.digested() == [*answer(b"a", b"1"), *answer(b"b", b"2", "a", digests=b"")]
     assert bench.ask(b"c") == answer(b"c", b"3", "a", "b")
     assert bench.ask() == answer(b"a", b"1", "b", "c"), "who asks again has the same ticket"
@@ -103,7 +104,8 @@ def test_an_object_on_its_way_is_served_as_far_as_it_has_come() -> None:
     pull.digests, pull.done = DIGESTS, chunk_sets.of([1])
     grant, told = bench.ask()
     assert grant == Grant(b"1", b"x", -1, SIZE) and told.message.have == b"\x02" and told.message.digests == DIGESTS
-    assert bench.server.askers(b"x") == [b"a"]
+    pull.announce = [1]
+    assert bench.server.announce(pull) == [Send(b"a", ChunksHeld(b"x", [1]))] and not bench.server.announce(pull)
     assert bench.server.forget(b"x") == [Revoke([b"x"])] and bench.server.forget(b"x") == []
 
 

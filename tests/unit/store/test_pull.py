@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pytest
 
 from meshray import config
-from meshray.machine import Connect, Received, Send, Tick
+from meshray.machine import Connect, Received, Send
 from meshray.messages.objects import (
     ChunksHeld,
     FetchFailed,
@@ -20,11 +19,6 @@ from meshray.messages.objects import (
     RequestManifest,
 )
 from meshray.messages.tasks import Location
-from meshray.store import chunk_sets
-from meshray.store.chunk_flow import ChunkFlow
-from meshray.store.chunk_index import ChunkIndex
-from meshray.store.chunk_server import ChunkServer
-from meshray.store.directory import ArenaDirectory
 from meshray.store.events import (
     AskChunks,
     BeginTransfer,
@@ -35,85 +29,12 @@ from meshray.store.events import (
     EndTransfer,
     ForgetHolder,
     HolderGone,
-    PopulateRange,
     RangePopulated,
     SessionGone,
     TransferEnded,
 )
-from meshray.store.manifest import chunk_count, digests_of
-from meshray.store.pull import Puller
-
-MIB = config.MIB
-DATA = os.urandom(2 * MIB + 500)
-DIGESTS = digests_of(memoryview(DATA))
-FROM_H = b">h"
-
-
-def manifest(node: str = "h", object_: bytes = b"x", size_bytes: int = len(DATA), digests: bytes = DIGESTS,
-             have: int | None = None, holders: list[str] | None = None) -> Manifest:
-    packed = None if have is None else chunk_sets.pack(have, chunk_count(size_bytes))
-    return Manifest(object_, size_bytes, config.CHUNK_BYTES, digests, b"ticket-" + node.encode(), f"bulk://{node}",
-                    packed, holders or [])
-
-
-def ask(chunks: list[int], node: str = "h") -> AskChunks:
-    return AskChunks(b"x", node, f"bulk://{node}", b"ticket-" + node.encode(), chunks)
-
-
-class Bench:
-    """A puller with a clock; the bulk plane is played by the test."""
-
-    def __init__(self, capacity_bytes: int = 16 * MIB) -> None:
-        self.directory = ArenaDirectory(capacity_bytes, "here")
-        self.endpoints = {"h": "ipc://h", "h2": "ipc://h2"}
-        self.index = ChunkIndex()
-        self.server = ChunkServer(self.directory, lambda object_: self.puller.partial(object_),
-                                  index=self.index, bulk=lambda: "bulk://here", entropy=bytes)
-        self.flow = ChunkFlow(self.index, self.directory.find, lambda below: 0)
-        self.puller = Puller(self.directory, self.endpoints.get, lambda: self.endpoints, server=self.server,
-                             flow=self.flow)
-        self.now_ns = 1
-
-    def event(self, event: Any) -> list[Any]:
-        effects = self.puller.handle(event, self.now_ns)
-        self.puller.check()
-        self.directory.check()
-        return effects
-
-    def tell(self, route: bytes, message: Any) -> list[Any]:
-        return self.event(Received(route, message))
-
-    def fetch(self, *, route: bytes = b"s", node: str = "h", size_bytes: int = len(DATA)) -> list[Any]:
-        return self.tell(route, FetchObject(b"x", Location(node, 0, size_bytes), "owner"))
-
-    def to_chunks(self, first: Manifest | None = None) -> list[Any]:
-        self.fetch()
-        populate, *_ = self.tell(FROM_H, first or manifest())
-        assert isinstance(populate, PopulateRange)
-        return self.event(RangePopulated(b"x", populate.offset))
-
-    def chunks(self, *chunks: int, node: str = "h") -> list[Any]:
-        return self.event(ChunksArrived(b"x", node, list(chunks)))
-
-    def wait(self, time_ns: int) -> list[Any]:
-        """Let time pass; return everything that was done meanwhile."""
-        until_ns, effects = self.now_ns + time_ns, []
-        while (deadline_ns := self.puller.deadline_ns()) is not None and deadline_ns <= until_ns:
-            self.now_ns = deadline_ns
-            effects += self.event(Tick())
-        self.now_ns = until_ns
-        return effects
-
-
-def messages(effects: list[Any]) -> list[Any]:
-    return [effect.message for effect in effects if isinstance(effect, Send)]
-
-
-def asked(effects: list[Any]) -> list[Any]:
-    return [effect for effect in effects if isinstance(effect, AskChunks)]
-
-
-SILENCE_NS = config.PULL_SILENCE_NS + config.PULL_LOOK_NS
+from meshray.store.manifest import chunk_count
+from tests.unit.store.pull_bench import DATA, DIGESTS, FROM_H, MIB, Bench, ask, asked, manifest, messages
 
 
 def test_a_fetch_connects_asks_seals_and_answers() -> None:
@@ -156,27 +77,6 @@ def test_a_liar_among_several_is_asked_for_nothing_more() -> None:
     bench.tell(b">h2", manifest("h2", digests=b""))
     assert asked(bench.event(ChunksBad(b"x", "h", [0, 1, 2]))) == [ask([0, 1, 2], "h2")]
     assert messages(bench.chunks(0, 1, 2, node="h2")) == [ObjectFetched(b"x", Location("here", 0, len(DATA)))]
-
-
-def test_silence_is_asked_again_more_carefully_and_then_fails() -> None:
-    bench = Bench()
-    bench.to_chunks()
-    bench.chunks(1)
-    for _ in range(config.PULL_SILENCES_MAX - 1):
-        assert asked(bench.wait(SILENCE_NS)) == [ask([0])]
-    (failed,) = messages(bench.wait(SILENCE_NS))[-1:]
-    assert isinstance(failed, FetchFailed) and not failed.lost
-    assert bench.puller.statistics()["outstanding"] == 0
-
-
-def test_an_unknown_node_becomes_known_or_the_fetch_fails() -> None:
-    bench = Bench()
-    assert bench.fetch(node="new") == []
-    bench.endpoints["new"] = "ipc://new"
-    assert messages(bench.wait(SILENCE_NS)) == [RequestManifest(b"x")]
-    bench.endpoints.clear()
-    (told,) = messages(bench.wait(10 * SILENCE_NS))
-    assert "new, failed: its address is not known" in told.reason
 
 
 def test_another_node_takes_over_when_the_last_holder_goes() -> None:
@@ -274,27 +174,6 @@ def test_the_window_bounds_what_is_outstanding_at_one_holder() -> None:
             break
     else:
         pytest.fail("the second pull never had its turn")
-
-
-def test_an_object_unknown_twice_is_lost() -> None:
-    bench = Bench()
-    bench.endpoints.pop("h2")
-    bench.fetch()
-    assert bench.tell(FROM_H, ObjectUnknown(b"x")) == []
-    assert messages(bench.wait(SILENCE_NS)) == [RequestManifest(b"x")]
-    (failed,) = messages(bench.tell(FROM_H, ObjectUnknown(b"x")))
-    assert failed.lost and "h, failed: it holds no such object" in failed.reason
-
-
-def test_a_holder_that_refuses_is_asked_for_its_manifest_and_then_given_up() -> None:
-    bench = Bench()
-    bench.endpoints.pop("h2")
-    bench.to_chunks()
-    for _ in range(config.PULL_UNKNOWNS_MAX):
-        assert messages(bench.event(ChunksMissing(b"x", "h", [0, 1, 2]))) == [RequestManifest(b"x", brief=True)]
-        assert asked(bench.tell(FROM_H, manifest(digests=b""))) == [ask([0, 1, 2])]
-    (failed,) = messages(bench.event(ChunksMissing(b"x", "h", [0, 1, 2])))
-    assert failed.lost and "h, failed: it serves no such object" in failed.reason
 
 
 @pytest.mark.parametrize("flawed", [manifest(size_bytes=5), manifest(digests=b"short"),
