@@ -15,6 +15,7 @@ import msgspec
 from meshray.errors import size_text
 
 from .connection import address_option, describe
+from .events import time_of
 from .rows import TOPICS, typed
 from .status import amounts, terminal
 
@@ -22,13 +23,13 @@ _ROWS_MAX = 10_000
 
 
 @click.command(name="list")
-@click.argument("topic", type=click.Choice(["tasks", "actors", "objects", "nodes", "workers"]))
+@click.argument("topic", type=click.Choice(["tasks", "actors", "objects", "nodes", "workers", "events"]))
 @click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only rows with this; may be repeated.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, _ROWS_MAX), help="Rows to show.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
 @address_option
 def list_rows(topic: str, filters: tuple[str, ...], limit: int, as_json: bool, address: str) -> None:
-    """List tasks, actors, objects (their copies), nodes or workers.
+    """List tasks, actors, objects (their copies), nodes, workers or events.
 
     \b
     Examples:
@@ -40,10 +41,11 @@ def list_rows(topic: str, filters: tuple[str, ...], limit: int, as_json: bool, a
     # Rows are filtered here, so a filter must see more of them than it shows.
     _, rows = describe(address, [topic], limit=_ROWS_MAX if wanted else limit + 1)
     found = [row for row in rows[topic] if all(_text(row.get(key)) == value for key, value in wanted)]
+    shown = found[-limit:] if topic == "events" else found[:limit]
     if as_json:
-        click.echo(json.dumps(found[:limit]))
+        click.echo(json.dumps(shown))
         return
-    terminal().print(_table(topic, found[:limit]))
+    terminal().print(_table(topic, shown))
     if len(found) > limit:
         click.echo(f"more than {limit} rows: raise --limit (at most {_ROWS_MAX}) or add a --filter", err=True)
 
@@ -79,6 +81,8 @@ def _table(topic: str, rows: list[dict[str, Any]]) -> Any:
 
 
 def _cell(key: str, value: Any) -> str:
+    if key == "wall_ns":
+        return time_of(value)
     if isinstance(value, dict):
         return amounts(value)
     if key in ("size_bytes", "object_store_bytes", "object_store_used", "object_store_spilled"):

@@ -19,6 +19,7 @@ from meshray.version import __version__
 from .clusters import down, schema, up
 from .demo_command import demo
 from .doctor import doctor
+from .events import events
 from .exits import EXIT_INTERRUPTED, Failed, NotFound, WrongFile
 from .keys import keys
 from .listing import list_rows
@@ -76,7 +77,7 @@ def main() -> None:
     """Start, watch and end meshray clusters."""
 
 
-for _command in (up, down, status, list_rows, logs, timeline, demo, doctor, schema, keys):
+for _command in (up, down, status, list_rows, logs, timeline, events, demo, doctor, schema, keys):
     main.add_command(_command)
 
 if __name__ == "__main__":

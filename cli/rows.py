@@ -100,6 +100,17 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     failover: str = ""
 
 
+class EventRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to the cluster. ``wall_ns``: nanoseconds since 1970; ``severity``: info, warning,
+    error; ``source``: the node or process that it happened to."""
+
+    wall_ns: int = 0
+    severity: str = ""
+    kind: str = ""
+    source: str = ""
+    message: str = ""
+
+
 class DemandRow(msgspec.Struct, frozen=True, kw_only=True):
     """Work that waits for resources. ``state``: pending, or infeasible, when no node can ever run it (``reason``)."""
 
@@ -119,6 +130,7 @@ TOPICS: dict[str, type[msgspec.Struct]] = {
     "objects": ObjectRow,
     "shards": ShardRow,
     "demands": DemandRow,
+    "events": EventRow,
 }
 
 

@@ -68,6 +68,8 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Dead actors. Who still has a handle to one that is not kept is told no cause of its death."""
     nodes: Annotated[int, Meta(ge=0)] = 1_000
     """Nodes that are gone."""
+    events: Annotated[int, Meta(ge=0)] = 5_000
+    """What happened to the cluster (``meshray events``): the newest, about 200 bytes each."""
 
 
 class NodeSpec(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -122,6 +122,21 @@ SUSPICION_NS = 3 * SECOND_NS
 ACTOR_ROW_WAIT_NS = 10 * SECOND_NS
 """How long the row of an actor may be late before it counts as removed: longer than a failover of its shard."""
 
+EVENT_FLUSH_NS = 1 * SECOND_NS
+"""What a node has seen happen is written this often, in one write."""
+
+EVENT_BURST_MAX = 100
+"""Events of one urgency (information, or worse) that a node writes at once: a crash of a program with 100 actors."""
+
+EVENT_REFILL_NS = 1 * SECOND_NS
+"""After a burst, one event more for each such time: what happens more often is a loop, and needs no row each time."""
+
+EVENT_WAITING_MAX = 500
+"""Events that a node keeps while the control store does not take them, the newest."""
+
+EVENT_MESSAGE_CHARS_MAX = 1_000
+"""Longest text of an event: a reason with its numbers, not a traceback."""
+
 RETENTION_SWEEP_NS = 60 * SECOND_NS
 """How often what has ended is looked for in the tables. A job's leftovers go two sweeps after its end, by when nothing
 that it wrote is still on the way."""

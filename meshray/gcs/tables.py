@@ -17,7 +17,7 @@ actor     actor id                 ActorRow       where the actor lives and how 
 name      ``name_key``             the actor id   who has the name; claimed with PUT_IF_ABSENT
 kv        ``name_key``             any bytes      the user's key-value pairs
 key       public key, 64 hex       KeyRow         whether the owner of a key may come in, over the network
-event     process name + slot      any bytes      a ring for each process: slot = number modulo the ring's size
+event     time, node, number       EventRow       what happened to the cluster: a ring of the newest
 ========  =======================  =============  ===================================================================
 
 Source: OSDI'18 s4.2.1 and figure 5.
@@ -141,12 +141,23 @@ class KeyRow(Part):
     until_wall_ns: int = 0
 
 
+class EventRow(Part):
+    """Something that happened. ``severity``: info, warning, error; ``kind``: what, in two or three words;
+    ``source``: the node or process that it happened to."""
+
+    wall_ns: int
+    severity: str
+    kind: str
+    source: str
+    message: str = ""
+
+
 AnyRow = TypeVar("AnyRow", bound=Part)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Part], msgspec.msgpack.Decoder[Any]] = {
     kind: msgspec.msgpack.Decoder(kind)
-    for kind in (NodeRow, JobRow, FunctionRow, TaskRow, ObjectRow, ActorRow, KeyRow)
+    for kind in (NodeRow, JobRow, FunctionRow, TaskRow, ObjectRow, ActorRow, KeyRow, EventRow)
 }
 
 

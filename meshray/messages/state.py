@@ -17,7 +17,7 @@ from meshray.messages.base import Message
 
 
 class DescribeCluster(Message, tag=170):
-    """tool -> node. ``topics``: nodes, workers, actors, tasks, objects, shards, resources, timeline. The node
+    """tool -> node. ``topics``: nodes, workers, actors, tasks, objects, shards, events, resources, timeline. The node
     gathers from its peers and sessions. Answered by Description with the same ``cookie``."""
 
     cookie: int

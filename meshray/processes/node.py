@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
+
 from meshray.gcs import tables
 from meshray.gcs.client import GcsClient
 from meshray.gcs.requests import Answered, RowChanged, Synced
@@ -26,6 +28,7 @@ from meshray.messages.chain import ServerDied
 from meshray.messages.gcs import Op, ShardDescribed
 from meshray.messages.sched import ClusterView, NodeGone
 from meshray.node_config import NodeConfig
+from meshray.processes.event_table import EventTable
 from meshray.processes.node_actors import NodeActors
 from meshray.processes.node_describe import Describer
 from meshray.processes.node_events import (
@@ -102,6 +105,9 @@ class NodeMachine:
         """Other nodes: id -> endpoint."""
         self._names = {node: settings.node_name}
         self._connects = settings.network is not None and settings.network.connect_only
+        self.row = tables.NodeRow(node, settings.node_name, endpoint, self.total, pid=pid,
+                                  arena_bytes=settings.object_store_bytes, life=settings.life)
+        self.events = EventTable(self)
         self.actors = NodeActors(self)
         self.keys = NodeKeys(self)
         self.describer = Describer(self)
@@ -111,7 +117,21 @@ class NodeMachine:
         self._entropy = entropy
         self._asked: dict[int, Callable[[Answered, int], list[Any]]] = {}
         self._watched: dict[int, Callable[[RowChanged, int], list[Any]]] = {}
-        self._handlers: dict[type, Callable[[Any, int], list[Any]]] = {
+        self._handlers = self._by_message()
+        self._by_event: dict[type, Callable[[Any, int], list[Any]]] = {
+            WorkerForked: lambda event, now_ns: [],
+            WorkerForkFailed: self.sessions.fork_failed,
+            WorkerExited: self.sessions.worker_exited,
+            DriverExited: self.sessions.driver_exited,
+            LogsRead: self.logs.read,
+            LinesWritten: self.logs.written,
+            ServiceExited: self._service_exited,
+            Undeliverable: self._undeliverable,
+            Tick: self._tick,
+        }
+
+    def _by_message(self) -> dict[type, Callable[[Any, int], list[Any]]]:
+        return {
             messages.Register: self.sessions.register,
             messages.Unregister: self.sessions.unregister,
             messages.Ping: lambda event, now_ns: [Send(event.route, messages.Pong(event.message.cookie))],
@@ -130,17 +150,6 @@ class NodeMachine:
             state.LogLines: lambda event, now_ns: self.logs.deliver(event.message),
             state.FlushLines: self.logs.asked,
             state.LinesFlushed: self.logs.flushed,
-        }
-        self._by_event: dict[type, Callable[[Any, int], list[Any]]] = {
-            WorkerForked: lambda event, now_ns: [],
-            WorkerForkFailed: self.sessions.fork_failed,
-            WorkerExited: self.sessions.worker_exited,
-            DriverExited: self.sessions.driver_exited,
-            LogsRead: self.logs.read,
-            LinesWritten: self.logs.written,
-            ServiceExited: self._service_exited,
-            Undeliverable: self._undeliverable,
-            Tick: self._tick,
         }
 
     # --- machine -------------------------------------------------------------------------------------------------
@@ -178,7 +187,7 @@ class NodeMachine:
         deadlines = [self.scheduler.deadline_ns(), self.store.deadline_ns(), self.gcs.deadline_ns(),
                      self.describer.deadline_ns(), self.sessions.deadline_ns(), self._supervisor.deadline_ns(),
                      self.lifetimes.deadline_ns(), self._retention.deadline_ns(), self.actors.deadline_ns(),
-                     self.logs.deadline_ns()]
+                     self.logs.deadline_ns(), self.events.deadline_ns()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _tick(self, event: Tick, now_ns: int) -> list[Any]:
@@ -191,6 +200,7 @@ class NodeMachine:
         effects += self.lifetimes.tick(now_ns)
         effects += self._retention.tick(now_ns)
         effects += self.actors.tick(now_ns)
+        effects += self.events.tick(now_ns)
         return effects + self._supervisor.tick(now_ns)
 
     def check(self) -> None:
@@ -202,15 +212,15 @@ class NodeMachine:
     def statistics(self) -> dict[str, int]:
         """Return the counters of all parts."""
         return {**self.scheduler.statistics(), **self.store.statistics(), **self._retention.statistics(),
-                "sessions": len(self.members)}
+                **self.events.counts, "sessions": len(self.members)}
 
     def begin(self, now_ns: int) -> list[Any]:
         """Return the effects of the node's birth: its row, the first workers, the first heartbeat."""
-        row = tables.NodeRow(self.node, self.settings.node_name, self.endpoint, self.total, pid=self.pid,
-                             arena_bytes=self.settings.object_store_bytes, life=self.settings.life)
+        self.row = msgspec.structs.replace(self.row, started_wall_ns=now_ns + self.events.wall_offset_ns)
         self.lifetimes.begin(now_ns)
         self._retention.begin(now_ns)
-        effects = self.write([Op(tables.NODE, self.node.encode(), tables.encode(row))], now_ns)
+        self.events.begin(now_ns)
+        effects = self._put_row(now_ns)
         if self.settings.embedded_pid:
             effects.append(WatchDriver(self.settings.embedded_pid))
         if self._revival is not None:
@@ -221,6 +231,9 @@ class NodeMachine:
     def is_ready(self) -> bool:
         """Whether drivers may join: what the tables say of an earlier life of the cluster is put right."""
         return self._revival is None or self._revival.is_done
+
+    def _put_row(self, now_ns: int) -> list[Any]:
+        return self.write([Op(tables.NODE, self.node.encode(), tables.encode(self.row))], now_ns)
 
     # --- control store -------------------------------------------------------------------------------------------
 
@@ -332,11 +345,15 @@ class NodeMachine:
         return self._names.get(node, node)
 
     def _peer_gone(self, node: str, now_ns: int) -> list[Any]:
+        if node == self.node:  # the others gave us up while we were silent, and our row says so
+            self.events.note("warning", "node came back", "the others had given it up", now_ns)
+            return self._put_row(now_ns)
         effects = self.store.handle(HolderGone(node), now_ns)
         if node in self.peers:
             homes = self.homes(node)
             del self.peers[node]
             effects += [Disconnect(node), *self.lifetimes.node_gone(node, homes, now_ns)]
+            effects += self.events.node_gone(node, now_ns)
         return effects
 
     def homes(self, node: str) -> tuple[str, ...]:
@@ -356,20 +373,23 @@ class NodeMachine:
     def _service_exited(self, event: ServiceExited, now_ns: int) -> list[Any]:
         """One of our services ended. If it was a server of the control store, its masters need not wait for silence."""
         effects: list[Any] = []
+        self.events.note("warning", "service ended", f"pid {event.pid}: {event.reason}; it is started again", now_ns,
+                         source=event.name)
         if event.pid and event.name in self.settings.host_shards:
             for name, endpoint in self.settings.masters.items():
                 effects += self.to_named(name, endpoint, ServerDied(event.name, event.pid))
-        return effects + self._ending(self._supervisor.exited(event, now_ns))
+        return effects + self._ending(self._supervisor.exited(event, now_ns), now_ns)
 
     # --- end ---------------------------------------------------------------------------------------------------
 
     def _stop(self, event: Received, now_ns: int) -> list[Any]:
         pids = [member.pid for member in self.members.values() if member.kind == "worker"]
         stopping = Send(event.route, state.ClusterStopping(event.message.cookie, pids))
-        return [stopping, *self._ending([Stop(event.message.reason or "the cluster was taken down")])]
+        return [stopping, *self._ending([Stop(event.message.reason or "the cluster was taken down")], now_ns)]
 
-    def _ending(self, effects: list[Any]) -> list[Any]:
+    def _ending(self, effects: list[Any], now_ns: int) -> list[Any]:
         """If the effects stop this node, say so to its drivers first."""
         reasons = [effect.reason for effect in effects if type(effect) is Stop]
-        return [Send(member.route, messages.Leave(reason)) for reason in reasons for member in self.members.values()
-                if member.kind == "driver"] + effects
+        farewell: list[Any] = [Send(member.route, messages.Leave(reason)) for reason in reasons
+                               for member in self.members.values() if member.kind == "driver"]
+        return farewell + [each for reason in reasons for each in self.events.last_words(reason, now_ns)] + effects

@@ -43,6 +43,7 @@ class NodeActors:
                             self._node.node, change.pid, change.death, change.error, change.restarts_left)
         self._here[spec.actor] = news
         self._watchers.setdefault(spec.actor, set()).update(self._route_of(spec.owner))
+        self._note(change, now_ns)
         restarts = change.incarnation if spec.max_restarts < 0 else spec.max_restarts - change.restarts_left
         row = tables.ActorRow(spec, change.state, change.incarnation, self._node.node, change.worker, change.endpoint,
                               change.pid, restarts, change.death, change.error)
@@ -58,6 +59,20 @@ class NodeActors:
             if spec.name:
                 effects += self._free_name(tables.name_key(spec.namespace, spec.name), spec.actor, now_ns)
         return effects
+
+    def _note(self, change: ActorStateChanged, now_ns: int) -> None:
+        spec, death = change.spec, change.death
+        what = f"{spec.class_name} {spec.name or spec.actor.hex()} of job {spec.job}"
+        if change.state == "alive":
+            self._node.events.note("info", "actor runs", f"{what}, pid {change.pid}, incarnation {change.incarnation}",
+                                   now_ns)
+        elif death is not None:
+            broken = change.error is not None or death.signal or death.code or change.state != "dead"
+            left = "" if change.state == "dead" else f"; {change.restarts_left} restarts left" \
+                if change.restarts_left >= 0 else "; it is always restarted"
+            self._node.events.note("warning" if broken else "info",
+                                   "actor died" if change.state == "dead" else "actor restarts",
+                                   f"{what}: {cause_of(death)}{left}", now_ns)
 
     def _route_of(self, owner: str) -> set[bytes]:
         member = self._node.members.get(owner)
@@ -166,3 +181,10 @@ class NodeActors:
             watchers.discard(route)
             if not watchers and actor not in self._here:
                 del self._watchers[actor]
+
+
+def cause_of(death: Death) -> str:
+    """Say in a line why a process or what was in it ended."""
+    how = f"signal {death.signal}" if death.signal else f"exit code {death.code}" if death.code else ""
+    who = f"pid {death.pid} on {death.node}" if death.pid else ""
+    return ", ".join(part for part in (who, how, death.reason) if part)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from meshray.processes.node import NodeMachine
 
 _PATIENCE_NS = 2 * config.SECOND_NS
+_PAGE = 1_000
+"""Events that are looked through at a time."""
 _SESSION_TOPICS = frozenset({"tasks", "objects", "timeline"})
 
 
@@ -112,6 +114,9 @@ class Describer:
                 return self._actor_rows(mine, answer)
 
             effects += self._node.scan(tables.ACTOR, b"", request.limit, now_ns, actors)
+        if "events" in gathering.rows:
+            gathering.waiting.add("event table")
+            effects += self._event_page(mine, request.limit, b"", now_ns)
         if "shards" in gathering.rows:
             present = {**self._node.settings.host_shards,
                        **{name: endpoint for shard in (*self._node.settings.shards, *self._node.gcs.shards)
@@ -138,6 +143,23 @@ class Describer:
                     -1 if row.spec.max_restarts < 0 else max(0, row.spec.max_restarts - row.restarts),
                 "death": "" if death is None else death.reason or f"exit {death.code} signal {death.signal}"})
         return self._answered(mine, "actor table")
+
+    def _event_page(self, mine: int, limit: int, after: bytes, now_ns: int) -> list[Any]:
+        """Go through the event table, oldest first, and keep the newest ``limit``."""
+        def found(answer: Answered, later_ns: int) -> list[Any]:
+            gathering = self._open.get(mine)
+            if gathering is None:
+                return []
+            rows = gathering.rows["events"]
+            for row in answer.results:
+                event = tables.decode(row.value or b"", tables.EventRow)
+                rows.append({"key": row.key.decode(errors="replace"), **msgspec.structs.asdict(event)})
+            del rows[:-limit]
+            if answer.error is None and answer.more and answer.results:
+                return self._event_page(mine, limit, answer.results[-1].key, later_ns)
+            return self._answered(mine, "event table")
+
+        return self._node.scan(tables.EVENT, b"", _PAGE, now_ns, found, after=after)
 
     def shard_described(self, event: Received, now_ns: int) -> list[Any]:
         """A shard answers."""

@@ -78,6 +78,9 @@ class NodeKeys:
         row = KeyRow(request.name, request.state, request.until_wall_ns)
 
         def written(answer: Answered, later_ns: int) -> list[Any]:
+            if answer.error is None:
+                self._node.events.note("info" if request.state == ALLOWED else "warning", f"key {request.state}",
+                                       f"{request.name} {request.key[:8]}", later_ns)
             error = "" if answer.error is None else f"the control store does not take it: {answer.error.reason}"
             return [Send(event.route, KeyChanged(request.cookie, error))]
 

@@ -154,12 +154,14 @@ class NodeProcess:
             now_ns = time.monotonic_ns()
             if now_ns >= self._next_look_ns:
                 self._next_look_ns = now_ns + config.LOG_POLL_NS
+                self.machine.events.wall_offset_ns = time.time_ns() - now_ns
                 self._tell(self._look(), now_ns)
         return host.stopped
 
     def begin(self) -> None:
         """Do what the machine wants done at the node's birth."""
         now_ns = time.monotonic_ns()
+        self.machine.events.wall_offset_ns = time.time_ns() - now_ns
         self.host.apply(self.machine.begin(now_ns), now_ns)
         self.watch_services()
 

@@ -25,6 +25,7 @@ from meshray.gcs.requests import Answered
 from meshray.machine import Received, Send, Stop
 from meshray.messages.gcs import Op
 from meshray.messages.node import Death, Register, Registered, RegisterRefused, Unregistered
+from meshray.processes.node_actors import cause_of
 from meshray.processes.node_events import (
     DriverExited,
     KillWorker,
@@ -127,12 +128,14 @@ class NodeSessions:
                                    life=self._node.settings.life)
         member.joining = True
         return [*joined, WatchDriver(request.pid), *self._write_job(
-            member.row, now_ns, lambda answer, later_ns: self._job_written(member, answer))]
+            member.row, now_ns, lambda answer, later_ns: self._job_written(member, answer, later_ns))]
 
-    def _job_written(self, member: Member, answer: Answered) -> list[Any]:
+    def _job_written(self, member: Member, answer: Answered, now_ns: int) -> list[Any]:
         member.joining = False
         if answer.error is not None:
             return [Send(member.route, RegisterRefused(f"its job cannot be written: {answer.error.reason}"))]
+        self._node.events.note("info", "job started", f"{member.job}, pid {member.pid}: "
+                               f"{member.row.entrypoint if member.row is not None else ''}", now_ns)
         return [self._welcome(member)]
 
     def _next_job(self) -> str:
@@ -178,10 +181,14 @@ class NodeSessions:
         self._starting.pop(event.name, None)
         member = self.members.pop(event.name, None)
         if member is None:
+            self._node.events.note("warning", "worker failed", death_text(event), now_ns)
             return self._node.schedule(sched_events.WorkerStartFailed(1, death_text(event)), now_ns)
         self._node.pins.clear_slot(member.pin_slot)
         death = Death(event.name, event.pid, self._node.settings.node_name, event.code, event.signal, event.stderr,
                       member.leaving)
+        if not member.leaving:
+            self._node.events.note("warning", "worker died", f"{cause_of(death)}, running {member.label or 'nothing'}",
+                                   now_ns, source=event.name)
         effects = self._node.schedule(sched_events.WorkerDied(event.name, death), now_ns)
         return effects + self._process_gone(member, now_ns)
 
@@ -208,6 +215,8 @@ class NodeSessions:
         effects = self._node.schedule(sched_events.DriverGone(member.name), now_ns)
         effects += self._process_gone(member, now_ns)
         assert member.row is not None, "every driver has a job"
+        self._node.events.note("info" if state == "finished" else "warning", f"job {state}",
+                               f"{member.job}: {reason}", now_ns)
         return effects + self._write_job(msgspec.structs.replace(member.row, state=state, reason=reason), now_ns)
 
     def _process_gone(self, member: Member, now_ns: int) -> list[Any]:

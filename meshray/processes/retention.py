@@ -8,9 +8,10 @@ head does. Two that believe it is theirs do no harm.
 2. A job counts as ended when its row said so in two sweeps, and no actor that it made lives. Its functions and what is
    left of its lineage go then: sessions remove lineage themselves, unless they are killed. What its driver left goes
    also if actors live on.
-3. Rows of ended jobs, dead actors and dead nodes stay as history; of each kind the newest, as many as the settings say.
-   A job's row goes last, after everything that names it.
-4. A node that two sweeps did not find is dead, and the jobs of its drivers have failed: it cannot say so itself.
+3. Rows of ended jobs, dead actors, dead nodes and events stay as history; of each kind the newest, as many as the
+   settings say. A job's row goes last, after everything that names it.
+4. A node that two sweeps did not find is dead, and the jobs of its drivers have failed: it cannot say so itself. One
+   that is there is not dead, whatever somebody wrote who had given it up.
 
 Source: OSDI'18 s5 figure 10b (flushing of the control store).
 """
@@ -36,6 +37,8 @@ _PAGE = 1_000
 _OF_JOBS: dict[str, type[tables.TaskRow] | type[tables.ObjectRow] | type[tables.FunctionRow]] = {
     tables.TASK: tables.TaskRow, tables.OBJECT: tables.ObjectRow, tables.FUNCTION: tables.FunctionRow}
 """Tables whose rows go with their job."""
+_HISTORY = (tables.JOB, tables.ACTOR, tables.NODE, tables.EVENT)
+"""Tables of which the newest rows of what has ended stay."""
 _LOST = "its node is gone"
 
 
@@ -65,7 +68,7 @@ class Retention:
         """Of those, the ones of which nothing is left but their row."""
         self._missing: set[str] = set()
         self.counts = dict.fromkeys(("sweeps", *(f"removed_{table}s" for table in (
-            tables.JOB, tables.ACTOR, tables.NODE, *_OF_JOBS))), 0)
+            *_HISTORY, *_OF_JOBS))), 0)
 
     def begin(self, now_ns: int) -> None:
         """The node starts now."""
@@ -83,7 +86,7 @@ class Retention:
         head = self._node.gcs.shards[0].members[0][0]
         if self._sweep is not None or head not in self._node.settings.host_shards:
             return []
-        self._sweep = _Sweep({tables.JOB: [], tables.ACTOR: [], tables.NODE: []})
+        self._sweep = _Sweep({table: [] for table in _HISTORY})
         return self._table(tables.ACTOR, self._actor, now_ns, self._jobs)
 
     def statistics(self) -> dict[str, int]:
@@ -125,6 +128,9 @@ class Retention:
                 return []
             done = [op for op, outcome in zip(ops, answer.results, strict=True) if outcome.ok]
             self.counts[f"removed_{table}s"] += sum(op.kind == DELETE for op in done)
+            for op in done if table == tables.NODE else ():
+                if op.kind == COMPARE_AND_SET and (dead := tables.decode(op.value, tables.NodeRow)).state == "dead":
+                    self._node.events.node_died(dead, later_ns)
             return then(later_ns)
 
         return self._node.write(ops, now_ns, written)
@@ -133,7 +139,10 @@ class Retention:
         return self._table(tables.JOB, self._job, now_ns, self._nodes)
 
     def _nodes(self, sweep: _Sweep, now_ns: int) -> list[Any]:
-        return self._table(tables.NODE, self._node_row, now_ns, self._clean)
+        return self._table(tables.NODE, self._node_row, now_ns, self._events)
+
+    def _events(self, sweep: _Sweep, now_ns: int) -> list[Any]:
+        return self._table(tables.EVENT, self._event, now_ns, self._clean)
 
     def _clean(self, sweep: _Sweep, now_ns: int) -> list[Any]:
         """Remove what jobs left that have ended, if any has since the last time."""
@@ -157,7 +166,7 @@ class Retention:
         self._ended, self._missing = sweep.ended, sweep.missing
         self._cleaned = (self._cleaned | sweep.cleaning) & sweep.ended
         keep = self._node.settings.retention
-        limits = {tables.JOB: keep.jobs, tables.ACTOR: keep.actors, tables.NODE: keep.nodes}
+        limits = {tables.JOB: keep.jobs, tables.ACTOR: keep.actors, tables.NODE: keep.nodes, tables.EVENT: keep.events}
         return self._trim_next(sweep, list(limits.items()), now_ns)
 
     def _trim_next(self, sweep: _Sweep, left: list[tuple[str, int]], now_ns: int) -> list[Any]:
@@ -196,10 +205,16 @@ class Retention:
 
     def _node_row(self, sweep: _Sweep, row: Row) -> list[Op]:
         found = tables.decode(row.value or b"", tables.NodeRow)
+        if found.state == "dead" and found.node in (self._node.node, *self._node.peers):
+            return [_put(tables.NODE, row, msgspec.structs.replace(found, state="alive", reason=""))]
         if found.state != "alive":
             sweep.history[tables.NODE].append((row.version, row.key))
         elif self._is_missing(sweep, found.node):
             return [_put(tables.NODE, row, msgspec.structs.replace(found, state="dead", reason="it is gone"))]
+        return []
+
+    def _event(self, sweep: _Sweep, row: Row) -> list[Op]:
+        sweep.history[tables.EVENT].append((row.version, row.key))
         return []
 
     def _is_missing(self, sweep: _Sweep, node: str) -> bool:

@@ -48,6 +48,7 @@ class Revival:
 
     def begin(self, now_ns: int) -> list[Any]:
         """Go through the tables of the past."""
+        self._node.events.note("warning", "cluster started again", REASON, now_ns)
         effects: list[Any] = []
         for table, put_right in ((tables.NODE, self._node_row), (tables.JOB, self._job_row),
                                  (tables.ACTOR, self._actor_row), (tables.OBJECT, self._drop("objects")),

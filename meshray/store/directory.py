@@ -296,7 +296,8 @@ class ArenaDirectory:
             "free_bytes": self.room.ranges.free_bytes, "extents": len(self.room.extents), "sealed": resident,
             "sealed_bytes": self._resident_bytes, "replicas": len(self.replicas),
             "spilled": len(self._objects) - resident, "spilled_bytes": self._spilled_bytes,
-            "waiting": len(self.room.waiting), "early_frees": len(self._early), "ignored": self._ignored,
+            "waiting": len(self.room.waiting), "refusals": self.room.refusals, "early_frees": len(self._early),
+            "ignored": self._ignored,
         }  # fmt: skip
 
     def check(self) -> None:

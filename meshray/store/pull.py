@@ -72,6 +72,8 @@ class Puller:
         self._pulls: dict[bytes, Pull] = {}
         self._landing = Landing(directory)
         self._look_ns = 0
+        self.loss = ""
+        """The last object that could not be had, and why."""
         self._counts = {"fetched": 0, "failed": 0, "bad_chunks": 0, "silences": 0}
 
     # --- the machine ---------------------------------------------------------------------------------------------
@@ -169,11 +171,9 @@ class Puller:
     def _held(self, name: str, object_: bytes, chunks: list[int], now_ns: int) -> list[Any]:
         pull = self._pulls.get(object_)
         holder = pull.holders.get(name) if pull is not None else None
-        if pull is None or holder is None:
-            return []
-        if not chunks:  # it lives, and is busy with what we asked for
+        if holder is not None and not chunks:  # it lives, and is busy with what we asked for
             holder.useful()
-        if holder.have is None:
+        if pull is None or holder is None or holder.have is None:
             return []
         holder.have |= chunk_sets.of(chunk for chunk in chunks if chunk < pull.count)
         if holder.have == chunk_sets.all_of(pull.count):
@@ -297,6 +297,7 @@ class Puller:
         effects = self._meeting.sweep(pull, now_ns)
         if not pull.holders:
             reason = f"the last holder, {pull.reason}"
+            self.loss = f"object {pull.object.hex()}: {reason}"
             effects += self._fail(pull, reason, lost=pull.lost, keep_until_ns=now_ns + config.PULL_KEEP_NS)
         return effects + self._flow.feed(name, now_ns)
 

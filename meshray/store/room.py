@@ -48,6 +48,8 @@ class Room:
         self._starts: list[int] = []
         self._given_back: dict[bytes, list[tuple[int, int]]] = {}
         self._numbers = numbers
+        self.refusals = 0
+        """Requests that could never be served, or waited in vain."""
 
     # --- asking --------------------------------------------------------------------------------------------------
 
@@ -99,6 +101,7 @@ class Room:
 
     def _refuse(self, waiting: Waiting, *, pending: bool = False) -> Any:
         ranges = self.ranges
+        self.refusals += not pending
         refused = ExtentRefused(waiting.cookie, waiting.need_bytes, ranges.free_bytes, ranges.used_bytes,
                                 self.capacity_bytes, pending, *(() if pending else self._numbers()))
         return RangeRefused(waiting.object, refused) if waiting.object else Send(waiting.route, refused)

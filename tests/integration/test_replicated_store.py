@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +116,28 @@ def test_a_cluster_whose_every_process_was_killed_starts_again_from_its_disks(cl
     with pytest.raises(ValueError, match="goes"):
         meshray.get_actor("goes")
     assert "the cluster was started again" in command_line("list", "actors").stdout
+
+
+def events() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in command_line("events", "--json").stdout.splitlines()]
+
+
+def told(*words: str) -> bool:
+    """Whether an event's kind and text contain all these words."""
+    return any(all(word in f"{row['kind']}: {row['message']}" for word in words) for row in events())
+
+
+def test_what_happens_is_told_and_survives_the_whole_cluster(cluster: Cluster) -> None:
+    server = cluster.servers()["shard-0-0"]
+    os.kill(server, signal.SIGKILL)
+    assert "[1, 1]" in run_script(PAST.partition("import os, signal")[0], cluster.directory)
+    for words in (("service ended", str(server)), ("chain changed", "3 of 3 replicas"), ("job started",),
+                  ("job finished",), ("actor runs", "Counter stays"), ("actor died", "Counter goes")):
+        wait_until(lambda words=words: told(*words), what=f"the event {words}")
+    before = events()
+    for process in run_dirs.processes_of(NAME):
+        os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: not run_dirs.is_cluster_alive(NAME), what="the cluster to be dead")
+    cluster.up()
+    wait_until(lambda: told("cluster started again"), what="the event of the new start")
+    assert events()[:len(before)] == before

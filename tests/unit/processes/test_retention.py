@@ -34,6 +34,8 @@ class Store:
         self.version = 0
         self.fails = False
         self.now_ns = 0
+        self.died: list[str] = []
+        self.events = SimpleNamespace(node_died=lambda row, now_ns: self.died.append(row.node))
         self.retention = Retention(self)  # type: ignore[arg-type]
         self.retention.begin(0)
 
@@ -121,14 +123,16 @@ def test_a_job_whose_actors_live_has_not_ended() -> None:
 
 
 def test_history_keeps_the_newest() -> None:
-    store = Store(Keep(jobs=2, actors=3, nodes=1))
+    store = Store(Keep(jobs=2, actors=3, nodes=1, events=4))
     for number in range(2500):
         store.put(tables.ACTOR, f"{number:04}", actor("dead", "a-9"))
     store.put(tables.ACTOR, "living", actor("alive", "a-9"))
     for number in range(5):
         store.put(tables.JOB, f"a-{number}", job(f"a-{number}"))
         store.put(tables.NODE, f"n-{number}", tables.NodeRow(f"n-{number}", "n", "", {}, state="left"))
+        store.put(tables.EVENT, f"{number}/a", tables.EventRow(number, "info", "test", "n"))
     store.sweep(2)
+    assert store.keys(tables.EVENT) == ["1/a", "2/a", "3/a", "4/a"]
     assert store.keys(tables.ACTOR) == ["2497", "2498", "2499", "living"]
     assert store.keys(tables.JOB) == ["a-3", "a-4"]
     assert store.keys(tables.NODE) == ["n-4"]
@@ -158,6 +162,11 @@ def test_a_node_that_two_sweeps_did_not_find_is_dead_and_its_jobs_have_failed(co
     assert jobs == {"node-a": "running", "node-b": "running", "node-c": "running" if comes_back else "failed"}
     node = tables.decode(store.rows[tables.NODE, b"node-c"][1], tables.NodeRow)
     assert node.state == ("alive" if comes_back else "dead")
+    assert store.died == ([] if comes_back else ["node-c"])
+    store.peers["node-c"] = "tcp://c"
+    store.sweep()
+    node = tables.decode(store.rows[tables.NODE, b"node-c"][1], tables.NodeRow)
+    assert node.state == "alive", "it was there after all"
 
 
 def test_only_the_node_beside_the_head_sweeps_and_an_error_ends_only_this_sweep() -> None:
@@ -187,4 +196,4 @@ def test_each_shard_keeps_its_part_of_the_history() -> None:
     removed = too_many(tables.ACTOR, history, 10, 4)
     kept = [key for key in keys if key not in {key for _, key in removed}]
     assert [sum(tables.shard_of(tables.ACTOR, key, 4) == shard for key in kept) for shard in range(4)] == [3, 3, 3, 3]
-    assert msgspec.structs.asdict(Keep()) == {"jobs": 1_000, "actors": 10_000, "nodes": 1_000}
+    assert msgspec.structs.asdict(Keep()) == {"jobs": 1_000, "actors": 10_000, "nodes": 1_000, "events": 5_000}

@@ -19,6 +19,7 @@ class Head:
 
     def __init__(self) -> None:
         self.settings: Any = SimpleNamespace(life="now")
+        self.events: Any = SimpleNamespace(note=lambda *what, **more: None)
         self.rows: dict[tuple[str, bytes], tuple[int, bytes]] = {}
         self.created: list[CreateActor] = []
         self.waiting: deque[Any] = deque()
