@@ -119,6 +119,17 @@ HEARTBEAT_NS = 100 * MILLISECOND_NS
 SUSPICION_NS = 3 * SECOND_NS
 """A node unheard of this long is given up. Far above any stall seen at 100 % CPU."""
 
+ACTOR_CLAIM_NS = 1 * SECOND_NS
+"""What the control store did not answer about the row of a detached actor is asked again this often."""
+
+ACTOR_HEIR_WAIT_NS = 1 * SECOND_NS
+"""How long after a node was given up its detached actors are left to their homes, before somebody looks for those that
+have none any more."""
+
+ACTOR_HEIR_LOOK_NS = 30 * SECOND_NS
+"""How long after a node was given up the others are ready to look for such actors: the control store may have a new
+head to wait for. Later, the sweep of what has ended finds them."""
+
 ACTOR_ROW_WAIT_NS = 10 * SECOND_NS
 """How long the row of an actor may be late before it counts as removed: longer than a failover of its shard."""
 

@@ -131,6 +131,8 @@ class ActorRow(Part):
     death: Death | None = None
     error: bytes | None = None
     created_wall_ns: int = 0
+    home: str = ""
+    """The node that starts it again when ``node`` is gone."""
 
 
 class KeyRow(Part):

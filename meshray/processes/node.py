@@ -12,7 +12,7 @@ Source: OSDI'18 s4.2 (the node's local scheduler and object store), DESIGN s2.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -28,6 +28,7 @@ from meshray.messages.chain import ServerDied
 from meshray.messages.gcs import Op, ShardDescribed
 from meshray.messages.sched import ClusterView, NodeGone
 from meshray.node_config import NodeConfig
+from meshray.processes.detached_actors import DetachedActors
 from meshray.processes.event_table import EventTable
 from meshray.processes.node_actors import NodeActors
 from meshray.processes.node_describe import Describer
@@ -47,7 +48,7 @@ from meshray.processes.node_events import (
 from meshray.processes.node_keys import NodeKeys
 from meshray.processes.node_lifetimes import Lifetimes
 from meshray.processes.node_logs import NodeLogs
-from meshray.processes.node_sessions import NodeSessions
+from meshray.processes.node_sessions import NodeSessions, PinSlots
 from meshray.processes.retention import Retention
 from meshray.processes.revival import Revival
 from meshray.processes.supervision import Supervisor
@@ -64,22 +65,6 @@ _SCHEDULED = frozenset({
     messages.CreateActor, messages.ActorStarted, messages.LeaseLost, *sched.MESSAGES,
 })
 """Messages that belong to the local scheduler."""
-
-
-class PinSlots(Protocol):
-    """What the node asks of ``store.pins.PinBoard``."""
-
-    def give_slot(self) -> int:
-        """Return a slot for a new session, 0 if there is none."""
-        ...
-
-    def leave_slot(self, slot: int) -> None:
-        """The session is gone, but its process may still read."""
-        ...
-
-    def clear_slot(self, slot: int) -> None:
-        """The process is gone."""
-        ...
 
 
 class NodeMachine:
@@ -109,11 +94,14 @@ class NodeMachine:
                                   arena_bytes=settings.object_store_bytes, life=settings.life)
         self.events = EventTable(self)
         self.actors = NodeActors(self)
+        self.detached = DetachedActors(self)
         self.keys = NodeKeys(self)
         self.describer = Describer(self)
         self._retention = Retention(self)
         self._revival = Revival(self) if settings.revives else None
         self._supervisor = Supervisor([*settings.host_shards, *settings.host_masters] if settings.masters else ())
+        self._timed = (self.describer, self.sessions, self.logs, self.lifetimes, self._retention, self.actors,
+                       self.detached, self.events, self._supervisor)
         self._entropy = entropy
         self._asked: dict[int, Callable[[Answered, int], list[Any]]] = {}
         self._watched: dict[int, Callable[[RowChanged, int], list[Any]]] = {}
@@ -184,24 +172,16 @@ class NodeMachine:
 
     def deadline_ns(self) -> int | None:
         """When ``Tick`` is due next."""
-        deadlines = [self.scheduler.deadline_ns(), self.store.deadline_ns(), self.gcs.deadline_ns(),
-                     self.describer.deadline_ns(), self.sessions.deadline_ns(), self._supervisor.deadline_ns(),
-                     self.lifetimes.deadline_ns(), self._retention.deadline_ns(), self.actors.deadline_ns(),
-                     self.logs.deadline_ns(), self.events.deadline_ns()]
+        deadlines = (part.deadline_ns() for part in (self.scheduler, self.store, self.gcs, *self._timed))
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _tick(self, event: Tick, now_ns: int) -> list[Any]:
         effects = self._scheduled(self.scheduler.handle(event, now_ns), now_ns)
         effects += self.store.handle(event, now_ns)
         effects += self._gcs_done(self.gcs.handle(event, now_ns), now_ns)
-        effects += self.describer.tick(now_ns)
-        effects += self.sessions.tick(now_ns)
-        effects += self.logs.tick(now_ns)
-        effects += self.lifetimes.tick(now_ns)
-        effects += self._retention.tick(now_ns)
-        effects += self.actors.tick(now_ns)
-        effects += self.events.tick(now_ns)
-        return effects + self._supervisor.tick(now_ns)
+        for part in self._timed:
+            effects += part.tick(now_ns)
+        return effects
 
     def check(self) -> None:
         """Assert every invariant of every part."""
@@ -212,7 +192,7 @@ class NodeMachine:
     def statistics(self) -> dict[str, int]:
         """Return the counters of all parts."""
         return {**self.scheduler.statistics(), **self.store.statistics(), **self._retention.statistics(),
-                **self.events.counts, "sessions": len(self.members)}
+                **self.events.counts, **self.detached.counts, "sessions": len(self.members)}
 
     def begin(self, now_ns: int) -> list[Any]:
         """Return the effects of the node's birth: its row, the first workers, the first heartbeat."""
@@ -232,6 +212,10 @@ class NodeMachine:
         """Whether drivers may join: what the tables say of an earlier life of the cluster is put right."""
         return self._revival is None or self._revival.is_done
 
+    def is_beside_head(self) -> bool:
+        """Whether the head of the first shard runs here, so that this node does what one does for all."""
+        return self.gcs.shards[0].members[0][0] in self.settings.host_shards
+
     def _put_row(self, now_ns: int) -> list[Any]:
         return self.write([Op(tables.NODE, self.node.encode(), tables.encode(self.row))], now_ns)
 
@@ -246,7 +230,12 @@ class NodeMachine:
 
     def read(self, table: str, key: bytes, now_ns: int, done: Callable[[Answered, int], list[Any]]) -> list[Any]:
         """Read a row."""
-        request, effects = self.gcs.read([(table, key)], now_ns)
+        return self.read_all([(table, key)], now_ns, done)
+
+    def read_all(self, keys: list[tuple[str, bytes]], now_ns: int, done: Callable[[Answered, int], list[Any]]
+                 ) -> list[Any]:
+        """Read rows, (table, key) each."""
+        request, effects = self.gcs.read(keys, now_ns)
         self._asked[request] = done
         return self._gcs_done(effects, now_ns)
 
@@ -302,7 +291,10 @@ class NodeMachine:
                 case sched_events.StopWorker():
                     remaining += self._stop_worker(effect)
                 case Send(message=messages.CreateActor(spec=spec)):
+                    self.detached.sent_on(spec.actor)
                     remaining += [effect, *self.actors.spilled(spec.actor, now_ns)]
+                case sched_events.ActorOrphaned():
+                    remaining += self.detached.orphaned(effect, now_ns)
                 case sched_events.ActorStateChanged():
                     remaining += self.actors.changed(effect, now_ns)
                 case sched_events.WorkerLabelled():
@@ -347,13 +339,14 @@ class NodeMachine:
     def _peer_gone(self, node: str, now_ns: int) -> list[Any]:
         if node == self.node:  # the others gave us up while we were silent, and our row says so
             self.events.note("warning", "node came back", "the others had given it up", now_ns)
-            return self._put_row(now_ns)
+            return self._put_row(now_ns) + self.detached.given_up(now_ns)
         effects = self.store.handle(HolderGone(node), now_ns)
         if node in self.peers:
             homes = self.homes(node)
             del self.peers[node]
             effects += [Disconnect(node), *self.lifetimes.node_gone(node, homes, now_ns)]
             effects += self.events.node_gone(node, now_ns)
+            self.detached.node_gone(node, now_ns)
         return effects
 
     def homes(self, node: str) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 *Pure.* Runs in the node process.
 
-1. The node that runs an actor writes its row at every change, and frees its name when it is dead.
+1. The node that runs an actor writes its row at every change, and frees its name when it is dead. Rows of detached
+   actors are written by ``detached_actors``.
 2. Sessions hear of an actor from their own node: at once if it lives here, by a watch on its row otherwise.
 3. A request about an actor that lives elsewhere is passed on to the node in its row.
 """
@@ -16,7 +17,7 @@ from meshray.gcs import tables
 from meshray.gcs.requests import Answered, RowChanged
 from meshray.machine import Received, Send
 from meshray.messages.gcs import DELETE, PUT, PUT_IF_ABSENT, Op
-from meshray.messages.node import ActorChanged, Death, KillActor
+from meshray.messages.node import ActorChanged, ActorSpec, Death, KillActor
 from meshray.sched.events import ActorStateChanged
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class NodeActors:
         """Actors of other nodes whose rows are watched: the watch of each."""
         self._unknown: dict[bytes, int] = {}
         """Actors that somebody asked for and that have no row: when to look again."""
+        self._kills: list[tuple[int, Received]] = []
+        """Actors that should be killed on nodes that cannot be reached: when to look again where they are."""
 
     def changed(self, change: ActorStateChanged, now_ns: int) -> list[Any]:
         """An actor of this node changed: write its row, tell who watches."""
@@ -46,19 +49,30 @@ class NodeActors:
         self._note(change, now_ns)
         restarts = change.incarnation if spec.max_restarts < 0 else spec.max_restarts - change.restarts_left
         row = tables.ActorRow(spec, change.state, change.incarnation, self._node.node, change.worker, change.endpoint,
-                              change.pid, restarts, change.death, change.error)
-        # Where the actor is placed may be another node, whose word on it must not be overwritten by ours.
-        kind = PUT_IF_ABSENT if change.state == "pending" else PUT
-        effects = self._node.write([Op(tables.ACTOR, spec.actor, tables.encode(row), kind)], now_ns)
+                              change.pid, restarts, change.death, change.error, home=change.home)
+        effects = self._write(row, now_ns)
         if change.state == "pending":
             del self._here[spec.actor]
         effects += [Send(route, news) for route in self._watchers[spec.actor]]
         if change.state == "dead":
             self._watchers.pop(spec.actor, None)
             self._here.pop(spec.actor, None)
-            if spec.name:
-                effects += self._free_name(tables.name_key(spec.namespace, spec.name), spec.actor, now_ns)
+            if spec.name and not spec.detached:
+                effects += self.free_name(spec, now_ns)
         return effects
+
+    def _write(self, row: tables.ActorRow, now_ns: int) -> list[Any]:
+        if row.spec.detached:
+            return self._node.detached.changed(row, now_ns)
+        # Where the actor is placed may be another node, whose word on it must not be overwritten by ours.
+        kind = PUT_IF_ABSENT if row.state == "pending" else PUT
+        return self._node.write([Op(tables.ACTOR, row.spec.actor, tables.encode(row), kind)], now_ns)
+
+    def passed(self, actor: bytes, row: tables.ActorRow, now_ns: int) -> list[Any]:
+        """An actor that was here lives elsewhere: who asks hears of it by its row from now on."""
+        self._here.pop(actor, None)
+        news = self._news(row)
+        return [*(Send(route, news) for route in self._watchers.get(actor, ())), *self._follow(actor, now_ns)]
 
     def _note(self, change: ActorStateChanged, now_ns: int) -> None:
         spec, death = change.spec, change.death
@@ -78,9 +92,12 @@ class NodeActors:
         member = self._node.members.get(owner)
         return set() if member is None else {member.route}
 
-    def _free_name(self, key: bytes, actor: bytes, now_ns: int) -> list[Any]:
+    def free_name(self, spec: ActorSpec, now_ns: int) -> list[Any]:
+        """The actor that has this name is dead."""
+        key = tables.name_key(spec.namespace, spec.name)
+
         def remove(answer: Answered, later_ns: int) -> list[Any]:
-            if answer.error is not None or answer.results[0].value != actor:
+            if answer.error is not None or answer.results[0].value != spec.actor:
                 return []
             return self._node.write([Op(tables.NAME, key, b"", DELETE, answer.results[0].version)], later_ns)
 
@@ -98,20 +115,24 @@ class NodeActors:
             if found.error is not None or found.results[0].value is None:
                 self._unknown.setdefault(actor, later_ns + config.ACTOR_ROW_WAIT_NS)
                 return []
-            return [Send(event.route, self._news(found.results[0].value))]
+            return [Send(event.route, self._news(tables.decode(found.results[0].value, tables.ActorRow)))]
 
         return self._node.read(tables.ACTOR, actor, now_ns, answer) + self._follow(actor, now_ns)
 
     def deadline_ns(self) -> int | None:
         """When ``tick`` is due."""
-        return min(self._unknown.values(), default=None)
+        return min((*self._unknown.values(), *(due_ns for due_ns, _ in self._kills)), default=None)
 
     def tick(self, now_ns: int) -> list[Any]:
-        """Look again for actors without a row. A row may be late; one that does not come was removed as history."""
+        """Look again for actors without a row, and for those that should be killed where they are next. A row may be
+        late; one that does not come was removed as history."""
+        kills = [event for due_ns, event in self._kills if due_ns <= now_ns]
+        self._kills = [kill for kill in self._kills if kill[0] > now_ns]
+        effects = [effect for event in kills for effect in self.kill(event, now_ns)]
         due = [actor for actor, due_ns in self._unknown.items() if due_ns <= now_ns]
         for actor in due:
             del self._unknown[actor]
-        return [effect for actor in due for effect in self._look_again(actor, now_ns)]
+        return effects + [effect for actor in due for effect in self._look_again(actor, now_ns)]
 
     def _look_again(self, actor: bytes, now_ns: int) -> list[Any]:
         def answer(found: Answered, later_ns: int) -> list[Any]:
@@ -139,8 +160,7 @@ class NodeActors:
         self._following[actor], effects = self._node.watch(tables.ACTOR, actor, now_ns, self._row_changed)
         return effects
 
-    def _news(self, value: bytes) -> ActorChanged:
-        row = tables.decode(value, tables.ActorRow)
+    def _news(self, row: tables.ActorRow) -> ActorChanged:
         left = -1 if row.spec.max_restarts < 0 else max(0, row.spec.max_restarts - row.restarts)
         return ActorChanged(row.spec.actor, row.state, row.incarnation, row.worker, row.endpoint, row.node, row.pid,
                             row.death, row.error, left)
@@ -148,7 +168,7 @@ class NodeActors:
     def _row_changed(self, change: RowChanged, now_ns: int) -> list[Any]:
         if change.value is None or change.key in self._here:
             return []
-        news = self._news(change.value)
+        news = self._news(tables.decode(change.value, tables.ActorRow))
         effects: list[Any] = [Send(route, news) for route in self._watchers.get(change.key, ())]
         if news.state == "dead":
             self._watchers.pop(change.key, None)
@@ -171,6 +191,8 @@ class NodeActors:
                 return self._node.schedule(event, later_ns)
             if row.state == "dead":
                 return []
+            if row.node not in self._node.peers:  # it is gone, or not known yet: the row will say who has the actor
+                self._kills.append((later_ns + config.ACTOR_CLAIM_NS, event))
             return self._node.to_peer(row.node, message)
 
         return self._node.read(tables.ACTOR, message.actor, now_ns, forward)

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -40,6 +40,22 @@ from meshray.transport.sockets import name_of
 
 if TYPE_CHECKING:
     from meshray.processes.node import NodeMachine
+
+
+class PinSlots(Protocol):
+    """What the node asks of ``store.pins.PinBoard``."""
+
+    def give_slot(self) -> int:
+        """Return a slot for a new session, 0 if there is none."""
+        ...
+
+    def leave_slot(self, slot: int) -> None:
+        """The session is gone, but its process may still read."""
+        ...
+
+    def clear_slot(self, slot: int) -> None:
+        """The process is gone."""
+        ...
 
 
 class Member(msgspec.Struct):

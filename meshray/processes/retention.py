@@ -10,7 +10,8 @@ head does. Two that believe it is theirs do no harm.
    also if actors live on.
 3. Rows of ended jobs, dead actors, dead nodes and events stay as history; of each kind the newest, as many as the
    settings say. A job's row goes last, after everything that names it.
-4. A node that two sweeps did not find is dead, and the jobs of its drivers have failed: it cannot say so itself. One
+4. An actor whose node and home two sweeps did not find is taken over (``detached_actors``), or is dead.
+5. A node that two sweeps did not find is dead, and the jobs of its drivers have failed: it cannot say so itself. One
    that is there is not dead, whatever somebody wrote who had given it up.
 
 Source: OSDI'18 s5 figure 10b (flushing of the control store).
@@ -46,6 +47,8 @@ class _Sweep(msgspec.Struct, eq=False):
     """What one sweep has found: history as (version, key), and what there is to do with jobs."""
 
     history: dict[str, list[tuple[int, bytes]]]
+    orphans: list[Row] = []
+    """Actors that live nowhere and have no home."""
     living: set[str] = set()
     """Jobs with actors that live."""
     ended: set[str] = set()
@@ -83,8 +86,7 @@ class Retention:
         if self._due_ns is None or now_ns < self._due_ns:
             return []
         self._due_ns = now_ns + config.RETENTION_SWEEP_NS
-        head = self._node.gcs.shards[0].members[0][0]
-        if self._sweep is not None or head not in self._node.settings.host_shards:
+        if self._sweep is not None or not self._node.is_beside_head():
             return []
         self._sweep = _Sweep({table: [] for table in _HISTORY})
         return self._table(tables.ACTOR, self._actor, now_ns, self._jobs)
@@ -136,7 +138,9 @@ class Retention:
         return self._node.write(ops, now_ns, written)
 
     def _jobs(self, sweep: _Sweep, now_ns: int) -> list[Any]:
-        return self._table(tables.JOB, self._job, now_ns, self._nodes)
+        effects = [effect for row in sweep.orphans for effect in self._node.detached.inherit(
+            row, lambda node: node in self._missing and node not in self._node.peers, now_ns)]
+        return effects + self._table(tables.JOB, self._job, now_ns, self._nodes)
 
     def _nodes(self, sweep: _Sweep, now_ns: int) -> list[Any]:
         return self._table(tables.NODE, self._node_row, now_ns, self._events)
@@ -189,6 +193,9 @@ class Retention:
             sweep.history[tables.ACTOR].append((row.version, row.key))
         else:
             sweep.living.add(found.spec.job)
+            homeless = self._is_missing(sweep, found.home or found.node)
+            if self._is_missing(sweep, found.node) and homeless:
+                sweep.orphans.append(row)
         return []
 
     def _job(self, sweep: _Sweep, row: Row) -> list[Op]:

@@ -6,7 +6,8 @@
 2. Each start has its own incarnation; what an earlier incarnation's worker says is ignored.
 3. Creation is idempotent by actor id, also when the actor was sent on to another node or is dead already.
 4. Where an actor was asked for first is its home. A node that takes it in tells its home of every start and of the end;
-   if that node is gone, its home starts it again elsewhere, as a restart.
+   if that node is gone, its home starts it again elsewhere, as a restart. A detached actor whose home is gone has its
+   home where it lives, and is started again only by who first says so in its row (``ActorOrphaned``).
 5. A worker that dies before the constructor began costs no restart: nothing of the actor was there yet.
 6. Death is told once. It is final when the actor was killed for good, left of its own will, failed in its constructor,
    has no restarts left, or its job is over (unless it is detached).
@@ -28,7 +29,7 @@ from meshray.messages.node import ActorSpec, ActorStarted, CreateActor, Death, K
 from meshray.messages.sched import ActorBuilding, ActorMoved
 from meshray.sched import policy
 from meshray.sched.context import Context
-from meshray.sched.events import ActorStateChanged
+from meshray.sched.events import ActorOrphaned, ActorStateChanged
 from meshray.sched.policy import Waiter
 from meshray.sched.pool import ACTOR, Worker
 
@@ -101,8 +102,11 @@ class Actors:
         """Take an actor in; it waits for its place."""
         spec = message.spec
         sent_on = self.spilled.get(spec.actor)
-        if spec.actor in self.actors or spec.actor in self._ended or (
-                sent_on is not None and (sent_on.home or message.incarnation <= sent_on.incarnation)):
+        if spec.detached:
+            self.passed(spec.actor, message.incarnation)
+        # A home knows where its actors are, unless they are detached and got another home while it was silent.
+        if spec.actor in self.actors or spec.actor in self._ended or (sent_on is not None and (
+                (sent_on.home and not spec.detached) or message.incarnation <= sent_on.incarnation)):
             return
         self.spilled.pop(spec.actor, None)
         self.created += 1
@@ -110,7 +114,7 @@ class Actors:
                       home=message.home, home_endpoint=message.home_endpoint)
         self.actors[spec.actor] = actor
         if not message.hops:
-            self._tell(actor, PENDING)
+            self._tell(actor, RESTARTING if message.incarnation else PENDING)
         self._tell_home(actor)
 
     def place(self) -> int:
@@ -232,10 +236,17 @@ class Actors:
         for identity, sent_on in list(self.spilled.items()):
             if sent_on.node == node:
                 self._lost(identity, sent_on, node)
+        for actor in self.actors.values():
+            if actor.home == node and actor.spec.detached:
+                actor.home = actor.home_endpoint = ""
+                self._tell(actor, ALIVE if actor.state == ALIVE else RESTARTING if actor.incarnation else PENDING)
 
     def _lost(self, identity: bytes, sent_on: Spilled, node: str) -> None:
         del self.spilled[identity]
         if not sent_on.home:
+            return
+        if sent_on.spec.detached:
+            self._context.emit(ActorOrphaned(identity, sent_on.incarnation, node))
             return
         spec, death = sent_on.spec, Death("", 0, node, reason=f"node {node} is gone")
         actor = Actor(spec, sent_on.route, RESTARTING, self._context.now_ns, 0, sent_on.incarnation, sent_on.restarts)
@@ -263,13 +274,24 @@ class Actors:
             sent_on.incarnation, sent_on.restarts = message.incarnation, message.restarts
 
     def given_up(self) -> None:
-        """The others gave this node up: actors whose home is elsewhere are, or will be, started again from there."""
+        """The others gave this node up: actors whose home is elsewhere are, or will be, started again from there. Of
+        those that are detached the rows will tell."""
         for identity, actor in list(self.actors.items()):
-            if actor.home:
+            if actor.home and not actor.spec.detached:
                 self._tell_home(actor, lost=True)
                 del self.actors[identity]
                 if actor.worker is not None:
                     self._context.stop(actor.worker, "this node had been given up", kill=True)
+
+    def passed(self, identity: bytes, before: int) -> None:
+        """A detached actor was started by another node: end what is here of earlier incarnations, and say nothing."""
+        actor = self.actors.get(identity)
+        if actor is None or actor.incarnation >= before:
+            return
+        del self.actors[identity]
+        if actor.worker is not None:
+            self._context.stop(actor.worker, "this node had been given up, and the actor was started elsewhere",
+                               kill=True)
 
     def _tell_home(self, actor: Actor, *, ended: bool = False, lost: bool = False) -> None:
         if actor.home:
@@ -300,7 +322,7 @@ class Actors:
         worker = actor.worker
         self._context.emit(ActorStateChanged(
             actor.spec, state, actor.incarnation, worker.name if worker else "", worker.endpoint if worker else "",
-            worker.pid if worker else 0, death, error, actor.restarts_left))
+            worker.pid if worker else 0, death, error, actor.restarts_left, actor.home or self._context.node))
 
     # --- moving on -----------------------------------------------------------------------------------------------
 

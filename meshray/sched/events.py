@@ -95,6 +95,24 @@ class ActorStateChanged(msgspec.Struct, frozen=True):
     death: Death | None = None
     error: bytes | None = None
     restarts_left: int = 0
+    home: str = ""
+    """The node that starts it again when this one is gone."""
+
+
+class ActorOrphaned(msgspec.Struct, frozen=True, gc=False):
+    """Effect: a detached actor whose home is here has lost its ``node``, where it was known in this incarnation. If its
+    row says that it is ours to do, start it again there and by CreateActor; another node may have done so already."""
+
+    actor: bytes
+    incarnation: int
+    node: str
+
+
+class ActorPassed(msgspec.Struct, frozen=True, gc=False):
+    """Event: a detached actor was started elsewhere: end what is here of it in an incarnation ``before`` this one."""
+
+    actor: bytes
+    before: int
 
 
 class WorkerLabelled(msgspec.Struct, frozen=True, gc=False):

@@ -45,6 +45,7 @@ from meshray.sched.actors import Actors
 from meshray.sched.context import Context
 from meshray.sched.demands import Demands, Owner
 from meshray.sched.events import (
+    ActorPassed,
     DriverGone,
     SessionJoined,
     StartWorkers,
@@ -80,8 +81,7 @@ class LocalScheduler:
         self._spill = Spill(self._context, self._demands, self._actors)
         self._spill.schedulers = dict(schedulers or {})
         self._presence = Presence(self._context, self._demands, incarnation=incarnation, pid=pid)
-        self._reclaim_ns = 0
-        self._sweep_ns = 0
+        self._reclaim_ns = self._sweep_ns = 0
         self._waiting = self._postponed = False
 
     def set_schedulers(self, schedulers: dict[str, str]) -> None:
@@ -160,6 +160,8 @@ class LocalScheduler:
                 self._worker_died(event)
             case DriverGone():
                 self._driver_gone(event.name)
+            case ActorPassed():
+                self._actors.passed(event.actor, event.before)
             case WorkerStartFailed():
                 self._context.pool.start_failed(event.count, self._context.now_ns)
             case Transferred():

@@ -35,9 +35,20 @@ class Store:
         self.fails = False
         self.now_ns = 0
         self.died: list[str] = []
+        self.inherited: list[bytes] = []
+        self.detached = SimpleNamespace(inherit=self.inherit)
         self.events = SimpleNamespace(node_died=lambda row, now_ns: self.died.append(row.node))
         self.retention = Retention(self)  # type: ignore[arg-type]
         self.retention.begin(0)
+
+    def is_beside_head(self) -> bool:
+        return "shard-0-0" in self.settings.host_shards
+
+    def inherit(self, row: Row, is_gone: Any, now_ns: int) -> list[Any]:
+        found = tables.decode(row.value or b"", tables.ActorRow)
+        assert is_gone(found.node) and is_gone(found.home or found.node)
+        self.inherited.append(row.key)
+        return []
 
     def put(self, table: str, key: str, row: Any) -> None:
         self.version += 1
@@ -85,9 +96,9 @@ def job(name: str, state: str = "finished", node: str = "node-a") -> tables.JobR
     return tables.JobRow(name, f"driver of {name}", "ns", state=state, node=node)
 
 
-def actor(state: str, job: str = "a-1") -> tables.ActorRow:
+def actor(state: str, job: str = "a-1", node: str = "node-a", home: str = "") -> tables.ActorRow:
     spec = ActorSpec(b"x", "o", "ipc://o", job, b"c", "C", TaskEntry(1, 0, b"", None, []), {}, {})
-    return tables.ActorRow(spec, state)
+    return tables.ActorRow(spec, state, node=node, home=home)
 
 
 def left(store: Store) -> list[str]:
@@ -167,6 +178,18 @@ def test_a_node_that_two_sweeps_did_not_find_is_dead_and_its_jobs_have_failed(co
     store.sweep()
     node = tables.decode(store.rows[tables.NODE, b"node-c"][1], tables.NodeRow)
     assert node.state == "alive", "it was there after all"
+
+
+def test_actors_whose_node_and_home_two_sweeps_did_not_find_are_inherited() -> None:
+    store = Store()
+    for key, node, home in (("both", "node-x", "node-y"), ("old row", "node-x", ""), ("has a home", "node-x", "node-b"),
+                            ("lives", "node-b", "node-x"), ("here", "node-a", "node-a")):
+        store.put(tables.ACTOR, key, actor("alive", node=node, home=home))
+    store.put(tables.ACTOR, "dead", actor("dead", node="node-x", home="node-x"))
+    store.sweep()
+    assert store.inherited == []
+    store.sweep()
+    assert sorted(store.inherited) == [b"both", b"old row"]
 
 
 def test_only_the_node_beside_the_head_sweeps_and_an_error_ends_only_this_sweep() -> None:
