@@ -121,8 +121,11 @@ class Pool:
         return worker
 
     def start_failed(self, count: int, now_ns: int) -> None:
-        """``count`` workers will not come: pause before the next attempt."""
+        """``count`` workers will not come: pause before the next attempt. Those of one attempt fail together, when the
+        zygote dies for example."""
         self.starting = max(0, self.starting - count)
+        if now_ns < self._start_after_ns:
+            return
         pause_ns = min(START_PAUSE_MAX_NS, START_PAUSE_NS << min(self._failures, 10))
         self._failures += 1
         self._start_after_ns = now_ns + pause_ns

@@ -195,6 +195,20 @@ def test_a_failed_start_pauses() -> None:
     assert started(bench.event(Tick())) == 1
 
 
+def test_workers_that_fail_together_are_one_failure() -> None:
+    bench = Bench(cpus=8)
+    bench.driver("d")
+    count = started(bench.wants("d", 8))
+    assert count > 3
+    for _ in range(count):  # the zygote died
+        assert started(bench.event(WorkerStartFailed(1, "signal 9"))) == 0
+    bench.now_ns += 200 * MS
+    assert started(bench.event(Tick())) == count
+    bench.event(WorkerStartFailed(1, "signal 9"))
+    bench.now_ns += 150 * MS
+    assert started(bench.event(Tick())) == 0, "after a second failure in a row the pause is longer"
+
+
 def test_idle_workers_above_the_cpus_end() -> None:
     bench = Bench(cpus=1)
     for _ in range(3):
