@@ -245,6 +245,8 @@ class DetachedActors:
     def inherit(self, found: Row, is_gone: Callable[[str], bool], now_ns: int) -> list[Any]:
         """Take an actor over if neither the node where it lives nor its home is left."""
         def entitled(row: ActorRow) -> bool:
+            if found.key in self._kept:  # it is here, and its row will say so
+                return False
             return row.state != "dead" and is_gone(row.node) and is_gone(row.home or row.node)
 
         try:

@@ -15,7 +15,9 @@ from tests.sim.network import MS, S
 from tests.sim.sim_sessions import Owner
 
 ROOM = {"CPU": 8 * UNIT, "left": 8 * UNIT}
-SEEDS = [int(os.environ["MESHRAY_SEED"])] if "MESHRAY_SEED" in os.environ else range(30)
+FOUND = (368,)
+"""Seeds that failed once: a node took an actor over that it ran already, for the node in whose name it did."""
+SEEDS = [int(os.environ["MESHRAY_SEED"])] if "MESHRAY_SEED" in os.environ else [*range(30), *FOUND]
 SETTLED_NS = 4 * config.RETENTION_SWEEP_NS
 
 
