@@ -198,6 +198,7 @@ class Submitter:
         klass.hungry += 1
         self._go_on(lease)
         if not lease.outstanding:
+            self._dirty[klass.number] = klass
             self._recall_for(klass)
 
     def _go_on(self, lease: Lease) -> None:

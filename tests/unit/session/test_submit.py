@@ -295,6 +295,19 @@ def test_idle_leases_are_returned_after_a_while_and_the_demand_goes_to_nothing()
     check(session, klass)
 
 
+def test_a_lease_that_comes_after_its_work_is_done_is_returned_like_any_other() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    session.new_tasks(klass, 1)
+    session.submitter.pump(klass)
+    session.grant(klass, 1)
+    session.grant(klass, 2)
+    session.now_ns += config.LEASE_IDLE_NS + 1
+    session.submitter.sweep(session.now_ns)
+    assert session.take_sent(ReturnLease) == [ReturnLease([2])]
+    check(session, klass)
+
+
 def test_a_lease_that_nobody_asked_for_goes_back() -> None:
     session = FakeSession()
     klass = session.new_class()
