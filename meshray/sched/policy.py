@@ -176,12 +176,15 @@ def is_here(strategy: Strategy, node: str, name: str) -> bool:
     return strategy.node in (node, name)
 
 
-def spill_count(short: int, *, backlog: int, mean_ns: int, running: int, travel_ns: int = 0, away: bool = False) -> int:
+def spill_count(short: int, *, backlog: int, mean_ns: int, running: int, waited_ns: int = 0, travel_ns: int = 0,
+                away: bool = False) -> int:
     """Return how many of ``short`` leases to seek elsewhere: all when the inputs lie elsewhere (``away``); none when
-    the wait here is short, or shorter than the way of the inputs to another node (``travel_ns``)."""
+    the wait here is short, or shorter than the way of the inputs to another node (``travel_ns``). What has waited for
+    ``waited_ns`` already does not wait for less than that, whatever its like took on the average."""
     if away:
         return short
-    return short if estimated_wait_ns(max(backlog, short), mean_ns, running) > SPILL_WAIT_NS + travel_ns else 0
+    wait_ns = max(waited_ns, estimated_wait_ns(max(backlog, short), mean_ns, running))
+    return short if wait_ns > SPILL_WAIT_NS + travel_ns else 0
 
 
 def may_run_away(waited_ns: int, *, backlog: int, mean_ns: int, running: int, travel_ns: int) -> bool:

@@ -110,7 +110,7 @@ class Spill:
                 claim.input_bytes, "", self._context.bytes_per_s)
             count = policy.spill_count(
                 min(short, claim.short), backlog=claim.backlog, mean_ns=claim.mean_ns, running=len(claim.leases),
-                travel_ns=travel_ns, away=claim.away)
+                waited_ns=self._context.now_ns - claim.since_ns, travel_ns=travel_ns, away=claim.away)
         else:
             count = 0
         if count > 0:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from meshray import config
 from meshray.messages.node import Strategy
 from meshray.sched import policy
 from meshray.sched.demands import Demands
@@ -228,6 +229,36 @@ def test_a_node_given_up_comes_back_clean() -> None:
     cluster.processes["node-1"].arm()
     finish(cluster, [driver], 30 * S)
     assert cluster.network.sent["NodeGone"] >= 2, "the others and the node itself are told"
+
+
+def test_short_work_behind_work_that_turns_out_long_goes_where_there_is_room() -> None:
+    cluster = Cluster(1, [{"CPU": 2 * UNIT}, {"CPU": 2 * UNIT}], replicas=2)
+    cluster.rest(300 * MS)
+    driver = cluster.driver("node-0")
+    driver.submit([Task(CPU, 5 * S) for _ in range(2)])
+    cluster.rest(100 * MS)
+    short = [Task(CPU, MS) for _ in range(2)]
+    driver.submit(short)
+    assert cluster.run(lambda: all(task.done for task in short), S), "the other node has nothing to do"
+    assert {task.ran_at for task in short} == {"node-1"}
+    finish(cluster, [driver], 6 * S)
+
+
+def test_a_replica_that_starts_knows_the_cluster_within_two_heartbeats() -> None:
+    cluster = Cluster(2, [CPU] * 100, replicas=1)
+    cluster.rest(S)
+    driver = cluster.driver("node-0")
+    driver.submit([Task(CPU, S)])
+    cluster.rest(200 * MS)
+    cluster.start_replica("scheduler-0")
+    cluster.rest(2 * config.HEARTBEAT_NS)
+    replica = cluster.processes["scheduler-0"].machine
+    assert replica.statistics()["nodes"] == 100
+    tasks = [Task(CPU, 300 * MS) for _ in range(99)]
+    driver.submit(tasks)
+    assert cluster.run(lambda: all(task.done for task in tasks), S)
+    assert len({task.ran_at for task in tasks}) >= 90, "it places on all of them"
+    finish(cluster, [driver], 10 * S)
 
 
 @pytest.mark.parametrize(("owner", "method", "broken", "scenario"), [

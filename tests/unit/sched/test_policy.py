@@ -72,6 +72,7 @@ def test_short_waits_stay_and_long_ones_spill() -> None:
     assert policy.spill_count(2, backlog=2, mean_ns=MS, running=2) == 0
     assert policy.spill_count(50, backlog=50, mean_ns=MS, running=2) == 50
     assert policy.spill_count(2, backlog=50, mean_ns=MS, running=2) == 2
+    assert policy.spill_count(2, backlog=2, mean_ns=MS, running=2, waited_ns=11 * MS) == 2, "the estimate was wrong"
 
 
 def test_work_stays_while_its_inputs_would_travel_longer_than_it_waits() -> None:
