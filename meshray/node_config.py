@@ -102,6 +102,12 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     locality: bool = True
     """Whether tasks go where their inputs are; off only to compare."""
 
+    @property
+    def replicated(self) -> list[str]:
+        """Services of this node that have replicas, so that the cluster goes on without them."""
+        store = [*self.host_shards, *self.host_masters] if self.masters else []
+        return store + (list(self.host_schedulers) if len(self.schedulers) > 1 else [])
+
 
 class NodeFile(msgspec.Struct, kw_only=True):
     """``node.json``: how others find a running node."""

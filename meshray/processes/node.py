@@ -99,7 +99,7 @@ class NodeMachine:
         self.describer = Describer(self)
         self._retention = Retention(self)
         self._revival = Revival(self) if settings.revives else None
-        self._supervisor = Supervisor([*settings.host_shards, *settings.host_masters] if settings.masters else ())
+        self._supervisor = Supervisor(settings.replicated)
         self._timed = (self.describer, self.sessions, self.logs, self.lifetimes, self._retention, self.actors,
                        self.detached, self.events, self._supervisor)
         self._entropy = entropy

@@ -3,8 +3,8 @@
 *Pure.* Runs in the node process.
 
 1. A service that ended starts again: at once the first time, then after pauses that double.
-2. Services that have replicas elsewhere (``lasting``) start again after pauses of at most ``PAUSE_MAX_NS``, for ever:
-   the cluster goes on without them.
+2. Services that have replicas (``lasting``: global schedulers, and what of the control store is replicated) start
+   again after pauses of at most ``PAUSE_MAX_NS``, for ever: the cluster goes on without them.
 3. Of all others, more than ``RESTARTS_MAX`` ends within ``RESTART_WINDOW_NS`` together end the node: whatever the
    cause is, starting again does not mend it.
 
@@ -52,8 +52,9 @@ class Supervisor:
         if event.name in self._lasting:
             self._due[event.name] = now_ns + (min(PAUSE_MAX_NS, PAUSE_NS << min(before - 1, 10)) if before else 0)
             return self.tick(now_ns)
-        if sum(name not in self._lasting for _, name in self._ends) > RESTARTS_MAX:
-            return [Stop(f"{len(self._ends)} services ended within {RESTART_WINDOW_NS // config.SECOND_NS} s, "
+        ends = sum(name not in self._lasting for _, name in self._ends)
+        if ends > RESTARTS_MAX:
+            return [Stop(f"{ends} services ended within {RESTART_WINDOW_NS // config.SECOND_NS} s, "
                          f"{event.name} the last: {event.reason}")]
         self._due[event.name] = now_ns + (PAUSE_NS << (before - 1) if before else 0)
         return self.tick(now_ns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from meshray import config
 from meshray.machine import Stop
 from meshray.processes.node_events import ServiceExited, StartService
-from meshray.processes.supervision import PAUSE_NS, RESTART_WINDOW_NS, RESTARTS_MAX, Supervisor
+from meshray.processes.supervision import PAUSE_MAX_NS, PAUSE_NS, RESTART_WINDOW_NS, RESTARTS_MAX, Supervisor
 
 
 def ended(name="shard-0-0"):
@@ -34,9 +34,22 @@ def test_too_many_ends_stop_the_node_and_name_the_last():
     supervisor = Supervisor()
     for end in range(RESTARTS_MAX):
         assert not any(type(effect) is Stop for effect in supervisor.exited(ended(), end * config.SECOND_NS))
-    [stop] = supervisor.exited(ended("scheduler-0"), RESTARTS_MAX * config.SECOND_NS)
+    [stop] = supervisor.exited(ended("zygote"), RESTARTS_MAX * config.SECOND_NS)
     assert isinstance(stop, Stop)
-    assert stop.reason == "6 services ended within 60 s, scheduler-0 the last: pid 7 was ended by SIGKILL"
+    assert stop.reason == "6 services ended within 60 s, zygote the last: pid 7 was ended by SIGKILL"
+
+
+def test_what_has_replicas_never_ends_its_node():
+    supervisor = Supervisor(["scheduler-0"])
+    for end in range(1, 10 * RESTARTS_MAX):
+        effects = supervisor.exited(ended("scheduler-0"), end * config.SECOND_NS)
+        assert not any(type(effect) is Stop for effect in effects)
+        assert supervisor.tick(end * config.SECOND_NS + PAUSE_MAX_NS) or effects == [StartService("scheduler-0")]
+    for end in range(RESTARTS_MAX):
+        assert not any(type(effect) is Stop for effect in supervisor.exited(ended(), 50 * config.SECOND_NS + end))
+    [stop] = supervisor.exited(ended(), 51 * config.SECOND_NS)
+    assert isinstance(stop, Stop)
+    assert stop.reason.startswith("6 services ended"), "those that do not count are not counted"
 
 
 def test_ends_are_forgotten_after_the_window():
