@@ -231,15 +231,16 @@ class Actors:
             if actor.spec.owner in processes and not actor.spec.detached:
                 self.kill(KillActor(actor.spec.actor, True, f"its creator {actor.spec.owner} is gone"))
 
-    def node_gone(self, node: str) -> None:
-        """Actors that were sent to a node that is gone start again, if they may; others wait there no more."""
-        for identity, sent_on in list(self.spilled.items()):
-            if sent_on.node == node:
-                self._lost(identity, sent_on, node)
+    def node_gone(self, node: str) -> bool:
+        """Actors that were sent to a node that is gone start again, if they may; whether there were any."""
+        lost = [(identity, sent_on) for identity, sent_on in self.spilled.items() if sent_on.node == node]
+        for identity, sent_on in lost:
+            self._lost(identity, sent_on, node)
         for actor in self.actors.values():
             if actor.home == node and actor.spec.detached:
                 actor.home = actor.home_endpoint = ""
                 self._tell(actor, ALIVE if actor.state == ALIVE else RESTARTING if actor.incarnation else PENDING)
+        return bool(lost)
 
     def _lost(self, identity: bytes, sent_on: Spilled, node: str) -> None:
         del self.spilled[identity]

@@ -43,7 +43,7 @@ from meshray.messages.sched import (
 from meshray.sched import describe, policy
 from meshray.sched.actors import Actors
 from meshray.sched.context import Context
-from meshray.sched.demands import Demands, Owner
+from meshray.sched.demands import Claim, Demands, Owner
 from meshray.sched.events import (
     ActorPassed,
     DriverGone,
@@ -96,12 +96,13 @@ class LocalScheduler:
         context = self._context
         context.now_ns = now_ns
         useful = self._take(event)
-        if now_ns - self._sweep_ns >= WAITING_TICK_NS:
-            self._sweep()
-            useful = True
-        if useful:
-            self._schedule()
-        self._presence.beat(self._spill.schedulers)
+        overdue = now_ns - self._sweep_ns >= WAITING_TICK_NS
+        waiting = self._demands.waiting() if useful or overdue else None
+        if overdue and waiting is not None:
+            self._sweep(waiting)
+        if waiting is not None:
+            self._schedule(waiting)
+        self._presence.beat(self._spill.schedulers, waiting)
         effects, context.effects = context.effects, []
         return effects
 
@@ -200,7 +201,7 @@ class LocalScheduler:
             case ClusterView():
                 self._cluster_view(message)
             case NodeGone():
-                self._node_gone(message.node)
+                return self._node_gone(message.node)
             case ActorMoved():
                 self._actors.moved(message)
             case HoldersDied():
@@ -344,16 +345,17 @@ class LocalScheduler:
             if node in self._context.view:
                 self._node_gone(node)
 
-    def _node_gone(self, node: str) -> None:
+    def _node_gone(self, node: str) -> bool:
+        """Another node is gone; whether anything follows from it here. Every replica says it."""
         if node == self._context.node:
             self._declared_gone()
-            return
+            return True
         self._presence.forget(node, lambda known: self._context.emit(Disconnect(node)))
-        self._spill.node_gone(node)
-        self._actors.node_gone(node)
-        for owner in list(self._demands.owners.values()):
-            if owner.node == node:
-                self._demands.owner_gone(owner.name)
+        asked, ran = self._spill.node_gone(node), self._actors.node_gone(node)
+        owners = [owner.name for owner in self._demands.owners.values() if owner.node == node]
+        for name in owners:
+            self._demands.owner_gone(name)
+        return asked or ran or bool(owners) or not self._context.view
 
     def _declared_gone(self) -> None:
         """The others gave us up while we were silent: what we lent and borrowed is void."""
@@ -373,18 +375,17 @@ class LocalScheduler:
             self._forget_remote(lease.claim.owner)
         return True
 
-    def _sweep(self) -> None:
+    def _sweep(self, waiting: list[Claim]) -> None:
         """Do what is due by the clock alone. Events run this too: a busy node may never see a tick."""
         self._sweep_ns = self._context.now_ns
-        self._spill.expire()
+        self._spill.expire(waiting)
         for worker in self._context.pool.expired(self._context.now_ns):
             self._context.stop(worker, "idle", kill=False)
 
     # --- scheduling ----------------------------------------------------------------------------------------------
 
-    def _schedule(self) -> None:
+    def _schedule(self, waiting: list[Claim]) -> None:
         context, now_ns = self._context, self._context.now_ns
-        waiting = self._demands.waiting()
         needed = self._actors.place() + self._demands.grant(waiting)
         if count := context.pool.to_start(needed, now_ns):
             context.emit(StartWorkers(count))

@@ -17,7 +17,7 @@ from meshray import config
 from meshray.messages.sched import ClusterView, Heartbeat, NodeLoad
 from meshray.sched import members, policy
 from meshray.sched.context import Context
-from meshray.sched.demands import Demands
+from meshray.sched.demands import Claim, Demands
 
 HEARTBEAT_MIN_NS = 10 * config.MILLISECOND_NS
 """Heartbeats outside the rhythm are at least this far apart."""
@@ -41,11 +41,13 @@ class Presence:
         """An owner says how long its tasks take."""
         self._mean_task_ns = policy.average(self._mean_task_ns, mean_ns)
 
-    def load(self) -> NodeLoad:
-        """Return what this node says of itself."""
+    def load(self, waiting: list[Claim] | None = None) -> NodeLoad:
+        """Return what this node says of itself. ``waiting``: all claims that may lack leases, if known."""
         context, starting = self._context, self._demands.starting
+        if waiting is None:
+            waiting = self._demands.waiting()
         free = {name: max(0, amount - starting.get(name, 0)) for name, amount in context.ledger.free().items()}
-        queued = sum(max(claim.backlog, claim.missing) for claim in self._demands.waiting())
+        queued = sum(max(claim.backlog, missing) for claim in waiting if (missing := claim.missing))
         return NodeLoad(context.node, context.name, context.endpoint, context.ledger.total, free, queued,
                         self._mean_task_ns, context.bytes_per_s, self._incarnation, self._pid, context.labels)
 
@@ -57,7 +59,7 @@ class Presence:
         """Return when the next heartbeat is due."""
         return self._sent_ns + config.HEARTBEAT_NS if self._sent_ns else 0
 
-    def beat(self, schedulers: dict[str, str]) -> None:
+    def beat(self, schedulers: dict[str, str], waiting: list[Claim] | None = None) -> None:
         """Report the load if it is time, or if a resource was used up or became free again."""
         context, now_ns = self._context, self._context.now_ns
         elapsed_ns = now_ns - self._sent_ns
@@ -70,7 +72,7 @@ class Presence:
         self._sent_ns = max(1, now_ns)
         self._sent += 1
         self._shown = context.ledger.free()
-        message = Heartbeat(self.load(), self._sent, self._digest)
+        message = Heartbeat(self.load(waiting), self._sent, self._digest)
         for name, endpoint in schedulers.items():
             context.send_to(name, endpoint, message)
 

@@ -334,21 +334,26 @@ class Spill:
             self.returned(owner, [number for number, lease in self.leases.items() if lease.claim is claim], kill=True)
             self.trim(claim)
 
-    def node_gone(self, node: str) -> None:
-        """Another node is gone: its leases are lost, what was asked there is asked elsewhere."""
+    def node_gone(self, node: str) -> bool:
+        """Another node is gone: its leases are lost, what was asked there is asked elsewhere. Whether anything was."""
+        asking = [claim for claim in self._demands.claims() if node in claim.remote]
+        if not asking:
+            return False
         for number, lease in list(self.leases.items()):
             if lease.node == node:
                 self.lost(LeaseLost(number, Death(lease.worker, lease.pid, node, reason=f"node {node} is gone")))
-        for claim in self._demands.claims():
+        for claim in asking:
             ask = claim.remote.get(node)
             if ask is not None:
                 claim.ask(node, ask.endpoint, ask.held - ask.asked)
                 self._demands.tidy(claim)
+        return True
 
     # --- time ----------------------------------------------------------------------------------------------------
 
-    def expire(self) -> None:
-        """Turn to the next replica where one is silent; turn away from nodes that grant nothing."""
+    def expire(self, waiting: list[Claim]) -> None:
+        """Turn to the next replica where one is silent; turn away from nodes that grant nothing. ``waiting``: who lacks
+        leases."""
         now_ns = self._context.now_ns
         late = [request for request in self.requests.values() if now_ns - request.sent_ns > PLACE_TIMEOUT_NS]
         if late:
@@ -357,8 +362,8 @@ class Spill:
             request.sent_ns = now_ns
             if self.schedulers:
                 self._send_request(request)
-        for claim in self._demands.waiting():
-            for node, ask in list(claim.remote.items()):
+        for claim in waiting:
+            for node, ask in list(claim.remote.items()) if claim.sought else ():
                 if ask.asked > ask.held and now_ns - ask.progress_ns > ASK_TIMEOUT_NS:
                     self._shunned.setdefault((claim.owner.name, claim.klass), []).append(node)
                     claim.ask(node, ask.endpoint, ask.held - ask.asked)

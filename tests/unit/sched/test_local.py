@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meshray import config
-from meshray.machine import Received, Tick
+from meshray.machine import Disconnect, Received, Tick
 from meshray.messages.node import (
     ActorSpec,
     CreateActor,
@@ -21,8 +21,10 @@ from meshray.messages.node import (
 )
 from meshray.messages.objects import HoldersDied, ReleaseObjects
 from meshray.messages.sched import (
+    ClusterView,
     DemandPlaced,
     NodeGone,
+    NodeLoad,
     PlaceDemand,
     RemoteLeaseGranted,
     RequestRemoteLease,
@@ -283,3 +285,16 @@ def test_a_lease_that_comes_back_from_another_node_takes_its_demand_along() -> N
     (granted,) = sent(bench.says("node-2", asked), RemoteLeaseGranted)
     effects = bench.says("node-2", ReturnRemoteLease([granted.lease], False, "far", 3, 1))
     assert len(sent(effects, RemoteLeaseGranted)) == 1, "it is still asked for"
+
+
+def test_the_end_of_a_node_is_told_by_each_replica_and_taken_in_once() -> None:
+    bench = Bench()
+    load = NodeLoad("node-2", "b", "ipc://node-2", CPU, CPU)
+    bench.says(">s1", ClusterView([load, NodeLoad("node-3", "c", "ipc://node-3", CPU, CPU)], []))
+    bench.worker()
+    (granted,) = sent(bench.says("node-2", RequestRemoteLease("far", "node-2", "job", Demand(3, CPU, 1))),
+                      RemoteLeaseGranted)
+    assert granted.owner == "far"
+    effects = bench.says(">s1", NodeGone("node-2"))
+    assert [type(effect) for effect in effects if not isinstance(effect, StartWorkers)] == [Disconnect, StopWorker]
+    assert bench.says(">s2", NodeGone("node-2")) == []
