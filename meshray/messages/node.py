@@ -7,7 +7,7 @@ Dialog::
     session -> node   Register              -> Registered | RegisterRefused
     session -> node   DeclareDemand         how many leases of a scheduling class it can use; replaces what it said
     node -> session   LeaseGranted, LeaseReclaimed (please return), LeaseLost (the worker died), DemandStuck
-    session -> node   ReturnLease
+    session -> node   ReturnLease, ReassignLeases (they serve another class of mine)
     worker -> node    WorkerBlocked, WorkerUnblocked
     session -> node   CreateActor           -> ActorChanged, also on every later change while it lives
     session -> node   KillActor
@@ -118,6 +118,16 @@ class ReturnLease(Message, tag=35):
     """session -> node. I am done with these leases. Idempotent by lease."""
 
     leases: list[int]
+
+
+class ReassignLeases(Message, tag=52):
+    """session -> node. These leases, whose workers are idle, serve my class ``klass`` from now on. Of the class
+    ``left`` that they served I can use ``count`` leases. Both need the same resources. Idempotent by lease."""
+
+    leases: list[int]
+    klass: int
+    left: int
+    count: int
 
 
 class LeaseReclaimed(Message, tag=36):
@@ -280,6 +290,6 @@ class Pong(Message, tag=51):
     cookie: int = 0
 
 
-MESSAGES = (Register, Registered, RegisterRefused, DeclareDemand, LeaseGranted, ReturnLease, LeaseReclaimed, LeaseLost,
-            DemandStuck, WorkerBlocked, WorkerUnblocked, CreateActor, ActorChanged, KillActor, StartActor, ActorStarted,
-            Leave, Unregister, Unregistered, WatchActor, Ping, Pong)
+MESSAGES = (Register, Registered, RegisterRefused, DeclareDemand, LeaseGranted, ReturnLease, ReassignLeases,
+            LeaseReclaimed, LeaseLost, DemandStuck, WorkerBlocked, WorkerUnblocked, CreateActor, ActorChanged,
+            KillActor, StartActor, ActorStarted, Leave, Unregister, Unregistered, WatchActor, Ping, Pong)

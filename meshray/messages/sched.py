@@ -9,7 +9,7 @@ Dialogs::
     node -> replica      PlaceDemand             spillover: where should these leases run?  -> DemandPlaced
     replica -> node      NodeGone                given up; also to that node itself, should it come back
     node -> node         RequestRemoteLease      -> RemoteLeaseGranted, then RemoteLeaseReclaimed, LeaseLost
-    node -> node         ReturnRemoteLease, JobEnded
+    node -> node         ReturnRemoteLease, ReassignRemoteLeases, JobEnded
     node -> node         CreateActor, KillActor  spilled actors (messages.node)
     node -> home node    ActorMoved              where a spilled actor is, how often it was restarted, or that it ended
     worker -> node       ActorBuilding           the constructor is about to run
@@ -121,6 +121,19 @@ class ReturnRemoteLease(Message, tag=76):
     asked: int = -1
 
 
+class ReassignRemoteLeases(Message, tag=80):
+    """asking node -> granting node. These leases serve another class of their owner from now on: ``demand``, as
+    RequestRemoteLease would say it, with these among its ``count``. Of the class ``left`` that they served the owner
+    can use ``asked`` leases here. Idempotent by lease."""
+
+    owner: str
+    leases: list[int]
+    left: int
+    asked: int
+    demand: Demand
+    entitled: bool = True
+
+
 class RemoteLeaseReclaimed(Message, tag=77):
     """granting node -> asking node. Passed on to the owner as LeaseReclaimed."""
 
@@ -163,5 +176,5 @@ class ActorBuilding(Message, tag=99):
 
 
 MESSAGES = (Heartbeat, ClusterView, PlaceDemand, DemandPlaced, RequestRemoteLease, RemoteLeaseGranted,
-            ReturnRemoteLease, RemoteLeaseReclaimed, NodeGone, JobEnded,
-            ActorMoved, ActorBuilding)
+            ReturnRemoteLease, ReassignRemoteLeases, RemoteLeaseReclaimed, NodeGone, JobEnded, ActorMoved,
+            ActorBuilding)

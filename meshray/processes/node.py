@@ -61,8 +61,8 @@ from meshray.transport.endpoints import homes_of
 from meshray.transport.sockets import route_to
 
 _SCHEDULED = frozenset({
-    messages.DeclareDemand, messages.ReturnLease, messages.WorkerBlocked, messages.WorkerUnblocked,
-    messages.CreateActor, messages.ActorStarted, messages.LeaseLost, *sched.MESSAGES,
+    messages.DeclareDemand, messages.ReturnLease, messages.ReassignLeases, messages.WorkerBlocked,
+    messages.WorkerUnblocked, messages.CreateActor, messages.ActorStarted, messages.LeaseLost, *sched.MESSAGES,
 })
 """Messages that belong to the local scheduler."""
 

@@ -10,8 +10,10 @@ Reading order:
 5. ``demands``: owners, their claims, and the leases that answer them.
 6. ``actors``: actors that live here, from creation over restarts to death.
 7. ``spill``: claims and actors that should run elsewhere, and the leases that other nodes granted.
-8. ``local``: ``LocalScheduler``, the facade of 3 to 7 for the node process.
-9. ``global_scheduler``: ``GlobalScheduler``, a replica's soft view and its placements.
+8. ``lending``: the same seen from the node that grants.
+9. ``reassign``: leases that serve another class of the session that holds them.
+10. ``local``: ``LocalScheduler``, the facade of 3 to 9 for the node process.
+11. ``global_scheduler``: ``GlobalScheduler``, a replica's soft view and its placements.
 
 All machines here are pure. What is deliberately not here: processes and sockets (``processes``), the actor table and
 its watchers (the node process), the owner's side of leases (``session.submit``).

@@ -111,6 +111,10 @@ class Claim(msgspec.Struct, eq=False):
             del self.remote[node]
         return ask
 
+    def surplus(self, ask: Ask) -> int:
+        """Return how many of the leases that are asked for at a node, and not held, are no longer missed."""
+        return max(0, min(ask.asked - ask.held, self.sought - self.missing))
+
     def lend(self, node: str, change: int) -> None:
         """A node lent a lease that was asked for (1), or has it back (-1): then another one is sought there."""
         self.remote[node].held += change
@@ -167,6 +171,17 @@ class Demands:
         """Forget a claim that wants and holds nothing."""
         if not claim.count and not claim.leases and not claim.remote:
             claim.owner.claims.pop(claim.klass, None)
+
+    def reassign(self, lease: Lease, claim: Claim) -> None:
+        """Let a lease serve another claim of its owner that needs the same."""
+        left = lease.claim
+        if left is claim or left.owner is not claim.owner or left.need != claim.need:
+            return
+        del left.leases[lease.number]
+        lease.claim = claim
+        claim.leases[lease.number] = lease
+        claim.since_ns = self._context.now_ns
+        self._context.label(lease.worker, claim.label, claim.owner.job)
 
     def returned(self, number: int, *, kill: bool = False) -> None:
         """An owner is done with a lease; its worker is free again (or is killed, if the owner may still use it)."""

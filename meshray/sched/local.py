@@ -23,6 +23,7 @@ from meshray.messages.node import (
     DeclareDemand,
     KillActor,
     LeaseLost,
+    ReassignLeases,
     ReturnLease,
     WorkerBlocked,
     WorkerUnblocked,
@@ -35,6 +36,7 @@ from meshray.messages.sched import (
     DemandPlaced,
     JobEnded,
     NodeGone,
+    ReassignRemoteLeases,
     RemoteLeaseGranted,
     RemoteLeaseReclaimed,
     RequestRemoteLease,
@@ -54,8 +56,10 @@ from meshray.sched.events import (
     WorkerLeft,
     WorkerStartFailed,
 )
+from meshray.sched.lending import Lending
 from meshray.sched.pool import ACTOR, IDLE, LEASED, LEAVING, Worker
 from meshray.sched.presence import Presence
+from meshray.sched.reassign import reassign
 from meshray.sched.spill import Spill
 
 RECLAIM_NS = 2 * config.MILLISECOND_NS
@@ -80,6 +84,7 @@ class LocalScheduler:
         self._actors = Actors(self._context)
         self._spill = Spill(self._context, self._demands, self._actors)
         self._spill.schedulers = dict(schedulers or {})
+        self._lending = Lending(self._demands)
         self._presence = Presence(self._context, self._demands, incarnation=incarnation, pid=pid)
         self._reclaim_ns = self._sweep_ns = 0
         self._waiting = self._postponed = False
@@ -170,22 +175,24 @@ class LocalScheduler:
                     self._context.bytes_per_s, event.size_bytes * config.SECOND_NS // max(1, event.elapsed_ns))
                 return False
             case Undeliverable():
-                return self._undeliverable(event)
+                if type(event.message) is not RemoteLeaseGranted:
+                    return False
+                self._lending.undeliverable(event.message)
             case _:
                 return False
         return True
 
     def _received(self, route: bytes, message: Any) -> bool:
         match message:
-            case DeclareDemand() | ReturnLease() | WorkerBlocked() | WorkerUnblocked() | ActorStarted() | (
-                ActorBuilding()):
+            case DeclareDemand() | ReturnLease() | ReassignLeases() | WorkerBlocked() | WorkerUnblocked() | (
+                ActorStarted()) | ActorBuilding():
                 return self._from_session(route, message)
             case CreateActor():
                 self._actors.create(route, message)
             case KillActor():
                 self._actors.kill(message)
             case RequestRemoteLease():
-                self._remote_demand(route, message)
+                self._lending.asked(route, message)
             case RemoteLeaseGranted():
                 self._spill.granted(route, message)
                 return False
@@ -193,7 +200,10 @@ class LocalScheduler:
                 self._spill.reclaimed(message)
                 return False
             case ReturnRemoteLease():
-                self._remote_returned(route, message)
+                self._lending.returned(route, message)
+            case ReassignRemoteLeases():
+                self._lending.reassigned(route, message)
+                return False
             case LeaseLost():
                 self._spill.lost(message)
             case DemandPlaced():
@@ -233,6 +243,9 @@ class LocalScheduler:
                         self._demands.returned(number)
                         useful = True
                 return useful
+            case ReassignLeases():
+                reassign(self._context, self._demands, self._spill, owner, message)
+                return False
             case ActorStarted() | ActorBuilding():
                 if worker is not None:
                     self._actors.started(worker, message)
@@ -304,39 +317,9 @@ class LocalScheduler:
                 for number in list(claim.leases):
                     self._demands.returned(number, kill=True)
                 self._spill.trim(claim)
-            self._forget_remote(owner)
+            self._lending.forget(owner)
 
     # --- other nodes ---------------------------------------------------------------------------------------------
-
-    def _remote_demand(self, route: bytes, message: RequestRemoteLease) -> None:
-        owner = self._demands.owners.get(message.owner)
-        if owner is None:
-            if not message.demand.count:
-                return
-            owner = self._demands.owners[message.owner] = Owner(message.owner, route, node=message.owner_node)
-        if owner.node == message.owner_node:
-            owner.route = route
-            owner.job = message.job
-            self._demands.declare(owner, message.demand).entitled = message.entitled
-            self._forget_remote(owner)
-
-    def _remote_returned(self, route: bytes, message: ReturnRemoteLease) -> None:
-        owner = self._demands.owners.get(message.owner)
-        claim = owner.claims.get(message.klass) if owner is not None and owner.route == route else None
-        if claim is not None and message.asked >= 0:
-            claim.count = message.asked
-            self._demands.tidy(claim)
-        for number in message.leases:
-            lease = self._demands.leases.get(number)
-            if lease is not None and lease.claim.owner.route == route:
-                self._demands.returned(number, kill=message.kill)
-                self._forget_remote(lease.claim.owner)
-        if owner is not None:
-            self._forget_remote(owner)
-
-    def _forget_remote(self, owner: Owner) -> None:
-        if owner.node and not owner.claims:
-            self._demands.owners.pop(owner.name, None)
 
     def _cluster_view(self, message: ClusterView) -> None:
         if self._presence.learn(message):
@@ -363,17 +346,6 @@ class LocalScheduler:
         self._actors.given_up()
         for node in {lease.node for lease in self._spill.leases.values()}:
             self._spill.node_gone(node)
-
-    def _undeliverable(self, event: Undeliverable) -> bool:
-        if type(event.message) is not RemoteLeaseGranted:
-            return False
-        lease = self._demands.leases.get(event.message.lease)
-        if lease is not None:
-            self._demands.returned(lease.number)
-            lease.claim.count = 0
-            self._demands.tidy(lease.claim)
-            self._forget_remote(lease.claim.owner)
-        return True
 
     def _sweep(self, waiting: list[Claim]) -> None:
         """Do what is due by the clock alone. Events run this too: a busy node may never see a tick."""

@@ -239,10 +239,12 @@ class Spill:
 
     def _send_ask(self, claim: Claim, node: str, ask: Ask) -> None:
         self._context.send_to(node, ask.endpoint, RequestRemoteLease(
-            claim.owner.name, self._context.node, claim.owner.job,
-            Demand(claim.klass, visible(claim.need), ask.asked, claim.label, claim.strategy, claim.backlog,
-                   claim.mean_ns, claim.input_bytes),
-            not claim.held or claim.away or self._must_move(claim)))
+            claim.owner.name, self._context.node, claim.owner.job, *self.wish(claim, ask)))
+
+    def wish(self, claim: Claim, ask: Ask) -> tuple[Demand, bool]:
+        """Return what a node is told of a claim: the demand there, and whether others may be asked to return leases."""
+        return Demand(claim.klass, visible(claim.need), ask.asked, claim.label, claim.strategy, claim.backlog,
+                      claim.mean_ns, claim.input_bytes), not claim.held or claim.away or self._must_move(claim)
 
     def trim(self, claim: Claim) -> None:
         """Take back what was asked elsewhere and is no longer missed."""
@@ -293,7 +295,7 @@ class Spill:
             claim = owner.claims[klass]
             ask = claim.remote[node]
             claim.lend(node, -len(leases))
-            claim.ask(node, ask.endpoint, -max(0, min(ask.asked - ask.held, claim.sought - claim.missing)))
+            claim.ask(node, ask.endpoint, -claim.surplus(ask))
             if not kill and not claim.missing:
                 self._hand_over(claim, node, ask.endpoint, len(leases))
             self._context.send_to(node, ask.endpoint, ReturnRemoteLease(leases, kill, owner.name, klass, ask.asked))

@@ -29,10 +29,12 @@ from meshray.messages.node import (
     LeaseGranted,
     LeaseLost,
     LeaseReclaimed,
+    ReassignLeases,
     ReturnLease,
 )
 from meshray.messages.tasks import CancelTask, PushTasks, RecallTasks, TaskEntry, TasksRecalled
 from meshray.session import locality
+from meshray.session.heirs import heirs
 from meshray.session.records import PUSHED, QUEUED, Lease, SchedulingClass, Task
 
 if TYPE_CHECKING:
@@ -43,7 +45,6 @@ _DEMAND_MAX = 1000
 
 _STALL_NS = 5 * config.MILLISECOND_NS
 """A worker that has not answered for this long holds a long task: what waits behind it may go elsewhere."""
-
 
 _LOOK_MAX = 64
 """Leases of a class that are looked through whenever one of them is idle; more than that only every ``_STALL_NS``."""
@@ -126,8 +127,7 @@ class Submitter:
             self._push(lease, first, batch)
 
     def _push(self, lease: Lease, first: Task, batch: list[Task]) -> None:
-        klass = lease.klass
-        outstanding = lease.outstanding
+        klass, outstanding = lease.klass, lease.outstanding
         if not outstanding:
             klass.hungry -= 1
             lease.answered_ns = self._session.now_ns
@@ -351,8 +351,23 @@ class Submitter:
     def _rest(self, klass: SchedulingClass, since_ns: int) -> None:
         idle = [lease for lease in klass.leases.values()
                 if not lease.outstanding and lease.idle_since_ns < since_ns and not _spent(lease)]
-        if idle:
+        for heir, leases in heirs(idle, self.classes.values(), self._wanted) if idle else ():
+            self._hand_over(klass, leases, heir)
+        if idle := [lease for lease in idle if lease.klass is klass]:
             self._give_back(idle)
+
+    def _hand_over(self, klass: SchedulingClass, leases: list[Lease], heir: SchedulingClass) -> None:
+        """Let idle leases serve another class, which waits; they are the session's own, so the node is only told."""
+        for lease in leases:
+            del klass.leases[lease.number]
+            klass.hungry -= 1
+            lease.klass = heir
+            heir.leases[lease.number] = lease
+            heir.hungry += 1
+        klass.declared = len(klass.leases)
+        numbers = [lease.number for lease in leases]
+        self._session.to_node(ReassignLeases(numbers, heir.number, klass.number, klass.declared))
+        self.pump(heir)
 
     def deadline_ns(self) -> int | None:
         """Return when ``sweep`` is due."""

@@ -3,8 +3,9 @@
 *Pure.* Runs in tests.
 
 Owners follow the protocol of ``session.submit`` with one task at a time per lease: declare demand, push under leases,
-return a lease when it was asked back or was idle for ``LEASE_IDLE_NS``. A worker runs what is pushed to it; a task may
-run others and wait for them, blocked meanwhile. Inputs travel at 1 GB/s: a nanosecond per byte.
+give an idle lease to another function that can use it, return it when it was asked back or was idle for
+``LEASE_IDLE_NS``. A worker runs what is pushed to it; a task may run others and wait for them, blocked meanwhile.
+Inputs travel at 1 GB/s: a nanosecond per byte.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from meshray.messages.node import (
     LeaseGranted,
     LeaseLost,
     LeaseReclaimed,
+    ReassignLeases,
     ReturnLease,
     StartActor,
     Strategy,
@@ -48,6 +50,7 @@ class Task:
     after_ns: int = 0
     strategy: Strategy = DEFAULT
     inputs: dict[str, int] = field(default_factory=dict)
+    function: int = 0
     runs: int = 0
     done: bool = False
     ran_at: str = ""
@@ -55,7 +58,7 @@ class Task:
     def again(self) -> Task:
         """Return the same work, not yet done."""
         return Task(self.need, self.run_ns, [child.again() for child in self.children], self.after_ns, self.strategy,
-                    self.inputs)
+                    self.inputs, self.function)
 
     def away_bytes(self, node: str) -> int:
         """Return how much of the inputs must be brought to a node."""
@@ -123,7 +126,7 @@ class Owner:
         self.waiting += len(tasks)
         touched = []
         for task in tasks:
-            key = (tuple(sorted(task.need.items())), task.strategy, tuple(task.inputs))
+            key = (tuple(sorted(task.need.items())), task.strategy, tuple(task.inputs), task.function)
             if key not in self.classes:
                 self.classes[key] = Klass(len(self.classes), task.need, task.strategy, task.inputs)
             self.classes[key].queue.append(task)
@@ -190,11 +193,24 @@ class Owner:
             self.give_back(lease)
         else:
             lease.idle_since_ns = self.cluster.clock.now_ns
+            if not lease.klass.queue:
+                self.hand_over(lease)
             self.pump(lease.klass)
             self.cluster.clock.after(config.LEASE_IDLE_NS, lambda: self.sweep(lease))
         if not self.waiting and self.when_done is not None:
             then, self.when_done = self.when_done, None
             then()
+
+    def hand_over(self, lease: Held) -> None:
+        """Let an idle lease serve another function that waits and needs the same."""
+        left = lease.klass
+        heir = next((klass for klass in self.classes.values() if len(klass.queue) > 0 and klass.need == left.need
+                     and klass.strategy == left.strategy == DEFAULT and not (klass.inputs or left.inputs)), None)
+        if heir is not None:
+            del left.leases[lease.number]
+            heir.leases[lease.number], lease.klass = lease, heir
+            left.declared = len(left.leases)
+            self.to_node(ReassignLeases([lease.number], heir.number, left.number, left.declared))
 
     def sweep(self, lease: Held) -> None:
         """Return a lease that was idle too long."""

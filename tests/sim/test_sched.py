@@ -53,7 +53,7 @@ def finish(cluster: Cluster, drivers: list[Owner], limit_ns: int) -> None:
 
 
 def bag(rng: random.Random, count: int, run_max_ns: int = 40 * MS) -> list[Task]:
-    return [Task(CPU, rng.randrange(MS, run_max_ns)) for _ in range(count)]
+    return [Task(CPU, rng.randrange(MS, run_max_ns), function=number % 3) for number in range(count)]
 
 
 def tree(rng: random.Random, depth: int) -> Task:
@@ -136,7 +136,7 @@ def many_nodes(seed: int) -> None:
     cluster = Cluster(seed, [{"CPU": 2 * UNIT} for _ in range(100)], replicas=2)
     cluster.rest(300 * MS)
     driver = cluster.driver("node-0")
-    tasks = [Task(CPU, rng.randrange(20 * MS, 40 * MS)) for _ in range(800)]
+    tasks = [Task(CPU, rng.randrange(20 * MS, 40 * MS), function=number // 400) for number in range(800)]
     driver.submit(tasks)
     assert cluster.run(lambda: not driver.waiting, 10 * S), f"{driver.waiting} tasks have not run"
     assert len({task.ran_at for task in tasks}) > 50, "the work stayed at home"

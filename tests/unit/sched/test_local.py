@@ -15,6 +15,7 @@ from meshray.messages.node import (
     LeaseGranted,
     LeaseLost,
     LeaseReclaimed,
+    ReassignLeases,
     ReturnLease,
     WorkerBlocked,
     WorkerUnblocked,
@@ -26,6 +27,7 @@ from meshray.messages.sched import (
     NodeGone,
     NodeLoad,
     PlaceDemand,
+    ReassignRemoteLeases,
     RemoteLeaseGranted,
     RequestRemoteLease,
     ReturnRemoteLease,
@@ -38,6 +40,7 @@ from meshray.sched.events import (
     StartWorkers,
     StopWorker,
     WorkerDied,
+    WorkerLabelled,
     WorkerStartFailed,
 )
 from meshray.sched.local import LocalScheduler
@@ -285,6 +288,55 @@ def test_a_lease_that_comes_back_from_another_node_takes_its_demand_along() -> N
     (granted,) = sent(bench.says("node-2", asked), RemoteLeaseGranted)
     effects = bench.says("node-2", ReturnRemoteLease([granted.lease], False, "far", 3, 1))
     assert len(sent(effects, RemoteLeaseGranted)) == 1, "it is still asked for"
+
+
+def test_leases_of_this_node_serve_another_class_of_their_session() -> None:
+    bench = Bench()
+    bench.driver("d")
+    bench.worker()
+    bench.worker()
+    granted = [grant.lease for grant in sent(bench.wants("d", 2, klass=0), LeaseGranted)]
+    bench.says("d", DeclareDemand([Demand(1, CPU, 1, "other")]))
+    effects = bench.says("d", ReassignLeases(granted[:1], 1, 0, 1))
+    assert [effect.label for effect in effects if isinstance(effect, WorkerLabelled)] == ["other"]
+    rows = {row["lease"]: row["class"] for row in bench.machine.describe()["leases"]}
+    assert rows == {granted[0]: 1, granted[1]: 0}
+    assert bench.machine.statistics()["leases_missing"] == 0
+    bench.says("d", ReassignLeases(granted, 7, 0, 0))
+    bench.says("d", ReassignLeases([12345], 1, 0, 1))
+    assert bench.machine.statistics()["leases"] == 2, "what cannot be is ignored"
+    bench.says("d", DeclareDemand([Demand(2, {"CPU": 2 * U}, 1)]))
+    bench.says("d", ReassignLeases(granted[1:], 2, 0, 0))
+    assert bench.machine.statistics()["leases_missing"] == 1, "a larger class cannot use it"
+    bench.says("d", DeclareDemand([Demand(klass, CPU, 0) for klass in range(3)]))
+    bench.says("d", ReturnLease(granted))
+    assert bench.machine.statistics()["leases"] == 0
+
+
+def test_leases_of_another_node_serve_another_class_and_that_node_is_told_once() -> None:
+    bench = borrowing_bench()
+    bench.says("d1", DeclareDemand([Demand(1, CPU, 1, "other")]))
+    effects = bench.says("d1", ReassignLeases([1, 2], 1, 0, 0))
+    assert sent(effects, ReassignRemoteLeases) == [
+        ReassignRemoteLeases("d1", [1, 2], 0, 0, Demand(1, CPU, 2, "other"), True)]
+    assert sent(bench.wants("d1", 0), RequestRemoteLease) == [], "nothing is asked for there any longer"
+    effects = bench.says("d1", ReturnLease([1]))
+    assert sent(effects, ReturnRemoteLease) == [ReturnRemoteLease([1], False, "d1", 1, 1)]
+
+
+def test_lent_workers_serve_another_class_of_their_owner() -> None:
+    bench = Bench(cpus=1)
+    bench.worker()
+    (granted,) = sent(bench.says("node-2", RequestRemoteLease("far", "node-2", "job", Demand(3, CPU, 1))),
+                      RemoteLeaseGranted)
+    moved = ReassignRemoteLeases("far", [granted.lease], 3, 0, Demand(4, CPU, 1, "other"), False)
+    bench.says("node-9", moved)
+    assert [row["class"] for row in bench.machine.describe()["leases"]] == [3], "only the node that asked may say so"
+    effects = bench.says("node-2", moved)
+    assert sent(effects, RemoteLeaseGranted) == []
+    assert [row["class"] for row in bench.machine.describe()["leases"]] == [4]
+    effects = bench.says("node-2", ReturnRemoteLease([granted.lease], False, "far", 4, 0))
+    assert bench.machine.statistics()["owners"] == 1, "only the worker's session is known"
 
 
 def test_the_end_of_a_node_is_told_by_each_replica_and_taken_in_once() -> None:

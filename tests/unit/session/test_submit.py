@@ -6,7 +6,15 @@ from itertools import chain
 
 from meshray import config, failures
 from meshray.errors import TaskUnschedulableError, WorkerCrashedError
-from meshray.messages.node import Death, DeclareDemand, DemandStuck, LeaseLost, LeaseReclaimed, ReturnLease
+from meshray.messages.node import (
+    Death,
+    DeclareDemand,
+    DemandStuck,
+    LeaseLost,
+    LeaseReclaimed,
+    ReassignLeases,
+    ReturnLease,
+)
 from meshray.messages.tasks import RecallTasks, TasksRecalled
 from meshray.object_ref import FAILED, PENDING, READY
 from meshray.session.records import SchedulingClass
@@ -106,13 +114,44 @@ def test_an_idle_lease_is_returned_although_others_of_its_class_are_busy() -> No
     session.now_ns += config.LEASE_IDLE_NS // 2
     session.submitter.sweep(session.now_ns)
     assert session.take_sent(ReturnLease) == [], "work may come"
-    other = session.new_class()
+    other = session.new_class(max_calls=5)
     session.new_tasks(other, 1)
     session.submitter.pump(other)
     session.now_ns += config.LEASE_IDLE_NS // 4
     session.submitter.sweep(session.now_ns)
     assert session.take_sent(ReturnLease) == [ReturnLease([1])], "work of another class is there"
+    assert session.take_sent(ReassignLeases) == [], "which cannot use this worker"
     check(session, klass)
+
+
+def test_idle_leases_serve_the_classes_that_wait_and_can_use_them() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    session.new_tasks(klass, 4)
+    for number in range(1, 5):
+        session.grant(klass, number)
+    for number in range(1, 4):
+        session.finish(number, [number])
+    alike, large = session.new_class(), session.new_class(max_calls=1)
+    second = session.new_class()
+    for waiting, count in ((alike, 1), (large, 2), (second, 1)):
+        session.new_tasks(waiting, count)
+        session.submitter.pump(waiting)
+    session.pushed()
+    session.take_sent(DeclareDemand)
+    session.now_ns += config.LEASE_IDLE_NS // 2
+    session.submitter.sweep(session.now_ns)
+    assert session.take_sent(ReassignLeases) == [ReassignLeases([1], alike.number, klass.number, 3),
+                                                 ReassignLeases([2], second.number, klass.number, 2)]
+    assert session.take_sent(ReturnLease) == [ReturnLease([3])], "no more than they can use"
+    assert session.pushed() == {1: [[5]], 2: [[8]]}
+    assert session.submitter.leases[1].klass is alike
+    for each in (klass, alike, second):
+        check(session, each)
+    session.finish(1, [5])
+    session.submitter.reclaimed(LeaseReclaimed(1))
+    assert session.take_sent(ReturnLease) == [ReturnLease([1])]
+    check(session, alike)
 
 
 def test_the_cost_of_an_answer_does_not_grow_with_the_leases() -> None:
