@@ -10,8 +10,9 @@
 4. ``--tasks`` is what the largest cluster runs. The others run their share, so that every node has as much to do, and
    what differs is the number of nodes; with ``--same-tasks`` all run as many, and what the begin and the end of a run
    cost is spread over a hundred times as many tasks per node in the smallest cluster as in the largest.
-5. Rows: ``cpu_us_per_task_N`` (CPU of all nodes, replicas and owners while they decide), ``messages_per_task_N``,
-   ``makespan_over_ideal_N``; and how the first two grow from the smallest cluster to the largest.
+5. Rows: ``cpu_us_per_task_N`` (CPU of all nodes, replicas and owners while they decide), ``bytecodes_per_task_N`` (of
+   the same decisions), ``messages_per_task_N``, ``makespan_over_ideal_N``; and how the first three grow from the
+   smallest cluster to the largest.
 """
 
 from __future__ import annotations
@@ -126,14 +127,18 @@ def simulate(nodes: int, tasks: int, seed: int) -> dict[str, Any]:
         raise SystemExit(f"{sum(owner.left for owner in owners)} of {total} tasks did not run")
     makespan_ns = world.now_ns - begun_ns
     best_ns = ideal_ns(owners, nodes, deaths)
-    cpu_ns = {kind: sum(process.replayed_ns() for process in processes) / len(processes) * count
+    cpu_ns = {kind: sum(process.journal.cpu_ns(process.fresh) for process in processes) / len(processes) * count
               for kind, (processes, count) in kinds.items() if processes}
+    bytecodes = {kind: sum(process.journal.bytecodes(process.fresh) for process in processes) / len(processes) * count
+                 for kind, (processes, count) in kinds.items() if processes}
     return {
         "nodes": nodes, "tasks": total, "makespan_s": makespan_ns / config.SECOND_NS,
         "ideal_s": best_ns / config.SECOND_NS, "makespan_over_ideal": makespan_ns / best_ns,
         "work_s_per_cpu": work_ns / (nodes * CPUS) / config.SECOND_NS,
         "cpu_us_per_task": sum(cpu_ns.values()) / total / 1000,
         "cpu_us_per_task_of": {kind: cpu / total / 1000 for kind, cpu in cpu_ns.items()},
+        "bytecodes_per_task": sum(bytecodes.values()) / total,
+        "bytecodes_per_task_of": {kind: count / total for kind, count in bytecodes.items()},
         "busy_share_of": {kind: cpu / kinds[kind][1] / makespan_ns for kind, cpu in cpu_ns.items()},
         "messages_per_task": sum(world.messages.values()) / total,
         "messages_per_task_of": {kind: count / total for kind, count in sorted(world.messages.items())},
@@ -144,8 +149,8 @@ def simulate(nodes: int, tasks: int, seed: int) -> dict[str, Any]:
 def rows(results: list[dict[str, Any]]) -> dict[str, float]:
     """Return the figures by name, with the growth of the costs from the smallest cluster to the largest."""
     named = {f"{figure}_{result['nodes']}": round(result[figure], 4) for result in results
-             for figure in ("cpu_us_per_task", "makespan_over_ideal", "messages_per_task")}
-    for figure in ("cpu_us_per_task", "messages_per_task"):
+             for figure in ("cpu_us_per_task", "bytecodes_per_task", "makespan_over_ideal", "messages_per_task")}
+    for figure in ("cpu_us_per_task", "bytecodes_per_task", "messages_per_task"):
         named[f"{figure}_growth"] = round(results[-1][figure] / results[0][figure], 4)
     return named
 
@@ -156,7 +161,9 @@ def report(result: dict[str, Any]) -> None:
           f"{result['ideal_s']:.2f} s, work {result['work_s_per_cpu']:.2f} s per CPU, {result['tasks_retried']} tasks "
           f"retried ({result['took_s']:.0f} s to simulate)")
     for kind, cpu_us in result["cpu_us_per_task_of"].items():
-        print(f"  {kind:<10} {cpu_us:8.2f} us of CPU per task, each busy {result['busy_share_of'][kind]:7.2%}")
+        bytecodes = result["bytecodes_per_task_of"][kind]
+        print(f"  {kind:<10} {cpu_us:8.2f} us of CPU and {bytecodes:6.0f} bytecodes per task, "
+              f"each busy {result['busy_share_of'][kind]:7.2%}")
     for kind, count in result["messages_per_task_of"].items():
         print(f"  {kind:<22} {count:9.5f} per task")
 
