@@ -81,7 +81,7 @@ class Holding(msgspec.Struct, eq=False):
 
 
 class Candidate(msgspec.Struct, eq=False):
-    """A node as the global scheduler believes it to be; ``place`` books what it gives out."""
+    """A node as the global scheduler believes it to be; ``place`` books what it gives out. ``turn`` grows each time."""
 
     node: str
     name: str
@@ -92,6 +92,7 @@ class Candidate(msgspec.Struct, eq=False):
     mean_task_ns: int = 0
     bytes_per_s: int = 0
     labels: dict[str, str] = {}
+    turn: int = 0
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -317,14 +318,20 @@ def put(need: Mapping[str, int], count: int, node: Candidate) -> Placement:
 
 
 def _level(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], count: int) -> None:
-    """Spread: the node with room and the fewest of these leases gets the next one."""
+    """Spread: the node with room and the fewest of these leases gets the next one; among equals the one where least is
+    in use, then the one whose turn is longest ago, since what is spread often comes one by one."""
     room = {node.node: slots(node.available, need, count) for node in able}
-    heap = [(room[node.node] <= 0, 0, node.queued, node.node) for node in able]
+    heap = [(room[node.node] <= 0, 0, (_used(node, need), node.queued, node.turn), node.node) for node in able]
     heapq.heapify(heap)
     for _ in range(count if heap else 0):
-        _, _, queued, name = heap[0]
+        _, _, rank, name = heap[0]
         given[name] += 1
-        heapq.heapreplace(heap, (given[name] >= room[name], given[name], queued, name))
+        heapq.heapreplace(heap, (given[name] >= room[name], given[name], rank, name))
+
+
+def _used(node: Candidate, need: Mapping[str, int]) -> float:
+    """Return which share of what the node has of these resources is in use, of the one that is used most."""
+    return max((1 - node.available.get(name, 0) / node.total[name] for name in need if name in node.total), default=0)
 
 
 def _fill(given: dict[str, int], able: list[Candidate], need: Mapping[str, int], count: int, mean_ns: int,

@@ -58,6 +58,7 @@ class Roster:
         self._kinds: dict[tuple[object, ...], Kind] = {}
         self._kind_of: dict[str, Kind] = {}
         self._names: dict[str, str] = {}
+        self._turns = 0
         self._verdicts: dict[tuple[object, ...], list[Kind]] = {}
 
     def update(self, load: NodeLoad) -> None:
@@ -144,10 +145,13 @@ class Roster:
         return able or list(chosen.values())
 
     def booked(self, places: Iterable[tuple[str, str, int]]) -> None:
-        """Something was booked on these nodes: those that are full leave the list of those with room."""
+        """Something was booked on these nodes: those that are full leave the list of those with room, and others have
+        their turn."""
         for name, _, _ in places:
             kind = self._kind_of.get(name)
             if kind is not None:
+                self._turns += 1
+                self.nodes[name].turn = self._turns
                 kind.sort(self.nodes[name])
 
     def check(self) -> None:

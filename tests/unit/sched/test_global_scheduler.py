@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from meshray import config
 from meshray.machine import Received, Send, Tick
 from meshray.messages.node import Ping, Pong, Strategy
@@ -117,6 +119,15 @@ def test_labels_and_affinity_decide() -> None:
     assert where(Strategy("node", "z"))[1] == "must run on node 'z', which is not part of the cluster"
     assert where(Strategy("node", "z", True))[1] == ""
     assert where(Strategy("node", "c", labels=(("zone", "east"),)))[1].startswith("must run on node 'c', which lacks")
+
+
+@pytest.mark.parametrize("need", [CPU, {}], ids=["what holds a CPU", "what holds nothing"])
+def test_what_is_spread_one_by_one_goes_round(need: dict[str, int]) -> None:
+    machine = GlobalScheduler("s")
+    for name in ("a", "b", "c"):
+        machine.handle(beat(name, 1, labels={"gpu": "no"} if name == "c" else {}), 0)
+    where = [placed(machine, PlaceDemand(number, "a", need, 1, Strategy("spread"))).places[0][0] for number in range(6)]
+    assert sorted(where[:3]) == sorted(where[3:]) == ["a", "b", "c"]
 
 
 def test_excluded_nodes_are_the_last_resort() -> None:

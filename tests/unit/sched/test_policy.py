@@ -124,6 +124,8 @@ def test_placement_books_what_it_gives_out() -> None:
 def test_spread_levels() -> None:
     nodes = [node("b", 4), node("c", 4), node("d", 4)]
     assert counts(policy.place(CPU, 6, nodes, spread=True)) == {"b": 2, "c": 2, "d": 2}
+    used = [node("b", 4, 1), node("c", 4, 2), node("d", 4, 2)]
+    assert counts(policy.place(CPU, 2, used, spread=True)) == {"c": 1, "d": 1}, "there is more room"
 
 
 @pytest.mark.parametrize(("need", "selector", "reason"), [
