@@ -152,8 +152,10 @@ def encode_dependency(error: DependencyFailed, name: str) -> bytes:
 
 
 def encode_constructor(encoded: bytes, name: str) -> bytes:
-    """Encode that actor ``name`` died because its constructor failed with ``encoded``."""
+    """Encode that actor ``name`` died because its constructor failed with ``encoded``, or never found a place."""
     cause = _parse(encoded)
+    if cause.kind == "actor_unschedulable":
+        return encoded
     return _encode(Failure("actor_died", f"actor {name} died in its constructor: {cause.message}", name, cause.pid,
                            cause.node, traceback=cause.traceback, cause=encoded))
 

@@ -213,7 +213,7 @@ class CreateActor(Message, tag=41):
 
 class ActorChanged(Message, tag=42):
     """node -> creator and watchers. ``state``: pending, alive, restarting, dead. ``error`` is the encoded failure
-    of a constructor; ``death`` says how the process ended."""
+    of a constructor, or says why no place was found; ``death`` says how the process ended."""
 
     actor: bytes
     state: str

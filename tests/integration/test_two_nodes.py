@@ -71,6 +71,24 @@ def test_more_tasks_than_one_node_has_cpus_spill_over(tmp_path):
     assert sorted(map(nodes.count, set(nodes))) == [2, 2]
 
 
+def test_tasks_behind_others_that_turn_out_long_spill_over(tmp_path):
+    gate, journal = Gate(tmp_path / "gate"), Journal(tmp_path / "journal")
+
+    @meshray.remote
+    def meet():
+        journal.write("in")
+        gate.wait()
+        return meshray.get_runtime_context().get_node_id()
+
+    refs = [meet.remote() for _ in range(2)]
+    journal.wait_for(2, 50)
+    refs += [meet.remote() for _ in range(2)]
+    journal.wait_for(4, 50)
+    gate.open()
+    nodes = meshray.get(refs)
+    assert sorted(map(nodes.count, set(nodes))) == [2, 2]
+
+
 def test_nested_tasks_spill_over_too(tmp_path):
     gate, journal = Gate(tmp_path / "gate"), Journal(tmp_path / "journal")
 
@@ -220,6 +238,9 @@ def test_affinity_to_a_node_that_is_not_there():
     soft = NodeAffinitySchedulingStrategy(node_id=nowhere, soft=True)
     with pytest.raises(meshray.exceptions.TaskUnschedulableError):
         meshray.get(node.options(scheduling_strategy=hard).remote(), timeout=30)
+    lost = Counter.options(scheduling_strategy=hard).remote()
+    with pytest.raises(meshray.exceptions.ActorUnschedulableError, match="must run on node"):
+        meshray.get(lost.add.remote(), timeout=30)
     assert meshray.get(node.options(scheduling_strategy=soft).remote(), timeout=50) in {side("left"), side("right")}
 
 

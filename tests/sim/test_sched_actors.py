@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from meshray import failures
+from meshray.errors import ActorUnschedulableError
 from meshray.machine import Received
 from meshray.messages.node import ActorSpec, ActorStarted, CreateActor, KillActor, Strategy
 from meshray.messages.tasks import TaskEntry
@@ -223,6 +225,18 @@ def test_infeasible_actor_warns_once_and_affinity_is_kept() -> None:
     assert cluster.warnings == ["actor Counter cannot be placed and stays pending: needs 8 CPU, the cluster's largest "
                                 "node has 1"]
     assert worker_of(cluster, there).node == "node-1"
+
+
+def test_an_actor_whose_node_does_not_come_is_dead_with_the_reason() -> None:
+    cluster, driver = ready(CPU, CPU)
+    create(cluster, driver, spec(1, driver, strategy=Strategy("node", "node-9")))
+    cluster.rest(6 * S)
+    (end,) = [change for change in cluster.actor_states if change.state == "dead"]
+    assert end.error is not None
+    error = failures.decode(failures.encode_constructor(end.error, "Counter"))
+    assert isinstance(error, ActorUnschedulableError)
+    assert str(error) == ("actor Counter cannot be scheduled: must run on node 'node-9', which is not part of the "
+                          "cluster")
 
 
 def test_creation_keeps_workers_ready_but_bounded() -> None:
