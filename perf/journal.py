@@ -1,9 +1,10 @@
 """What came to one simulated process, kept to measure what its decisions cost.
 
-*Shell (CPU clock).* Used by ``perf.simulated_cluster``.
+*Shell (processes, CPU clock).* Used by ``perf.simulated_cluster``.
 
-1. Decided again by a fresh process, a few events at a time, which are copied before the clock starts: a real process
-   has just decoded what it decides about, while the originals lie scattered over the memory of a thousand processes.
+1. Decided again by a fresh process that has nothing else in its memory, a few events at a time, which are decoded
+   before the clock starts: as in a real process. In the one that simulates, the same decisions take longer, because
+   what they touch lies scattered over the memory of a thousand processes.
 2. It is done several times, and for each few events the least time counts: the one least disturbed by other programs.
 3. Bytecodes are counted beside: how many of them a decision takes is the same on every machine and in every run, and
    knows nothing of caches and of other programs. What they call in C is not in the count.
@@ -11,18 +12,23 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import pickle
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from types import FrameType
 from typing import Any
+
+Decide = Callable[[Any, int], Any]
 
 REPEATS = 3
 """The same journal is decided again this often."""
 
 STEP = 50
-"""Events that are copied, and then timed, together."""
+"""Events that are decoded, and then timed, together."""
 
 
 class Journal:
@@ -33,42 +39,58 @@ class Journal:
         self.warm_up = 0
         """How many entries came before the measured time."""
 
-    def cpu_ns(self, fresh: Callable[[], Callable[[Any, int], Any]]) -> int:
-        """Return the CPU time that the measured entries take; ``fresh`` makes a process."""
-        return sum(map(min, zip(*(self._once(fresh()) for _ in range(REPEATS)), strict=True)))
+    def cost(self, fresh: Callable[[], Decide]) -> tuple[int, int]:
+        """Return the CPU time in ns and the bytecodes of the measured entries; ``fresh``, to be pickled, makes what
+        decides."""
+        first = pickle.dumps(self.entries[:self.warm_up])
+        steps = [pickle.dumps(self.entries[start:start + STEP])
+                 for start in range(self.warm_up, len(self.entries), STEP)]
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            return alone.submit(_cost, fresh, first, steps).result()
 
-    def bytecodes(self, fresh: Callable[[], Callable[[Any, int], Any]]) -> int:
-        """Return how many bytecodes the measured entries take; ``fresh`` makes a process."""
-        decide, count = fresh(), 0
 
-        def step(frame: FrameType, what: str, argument: Any) -> Any:
-            nonlocal count
-            count += what == "opcode"
-            return step
+def _cost(fresh: Callable[[], Decide], first: bytes, steps: list[bytes]) -> tuple[int, int]:
+    gc.disable()
+    cpu_ns = sum(map(min, zip(*(_times(_warm(fresh, first), steps) for _ in range(REPEATS)), strict=True)))
+    return cpu_ns, _bytecodes(_warm(fresh, first), steps)
 
-        def enter(frame: FrameType, what: str, argument: Any) -> Any:
-            frame.f_trace_lines, frame.f_trace_opcodes = False, True
-            return step
 
-        for now_ns, event in self.entries[:self.warm_up]:
+def _warm(fresh: Callable[[], Decide], first: bytes) -> Decide:
+    decide = fresh()
+    for now_ns, event in pickle.loads(first):
+        decide(event, now_ns)
+    return decide
+
+
+def _times(decide: Decide, steps: list[bytes]) -> list[int]:
+    spent_ns = []
+    for step in steps:
+        entries = pickle.loads(step)
+        started_ns = time.thread_time_ns()
+        for now_ns, event in entries:
             decide(event, now_ns)
-        before = sys.gettrace()
-        sys.settrace(enter)
+        spent_ns.append(time.thread_time_ns() - started_ns)
+    return spent_ns
+
+
+def _bytecodes(decide: Decide, steps: list[bytes]) -> int:
+    count = 0
+
+    def step_taken(frame: FrameType, what: str, argument: Any) -> Any:
+        nonlocal count
+        count += what == "opcode"
+        return step_taken
+
+    def entered(frame: FrameType, what: str, argument: Any) -> Any:
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        return step_taken
+
+    for step in steps:
+        entries = pickle.loads(step)
+        sys.settrace(entered)
         try:
-            for now_ns, event in self.entries[self.warm_up:]:
+            for now_ns, event in entries:
                 decide(event, now_ns)
         finally:
-            sys.settrace(before)
-        return count
-
-    def _once(self, decide: Callable[[Any, int], Any]) -> list[int]:
-        for now_ns, event in self.entries[:self.warm_up]:
-            decide(event, now_ns)
-        spent_ns = []
-        for start in range(self.warm_up, len(self.entries), STEP):
-            step = pickle.loads(pickle.dumps(self.entries[start:start + STEP]))
-            started_ns = time.thread_time_ns()
-            for now_ns, event in step:
-                decide(event, now_ns)
-            spent_ns.append(time.thread_time_ns() - started_ns)
-        return spent_ns
+            sys.settrace(None)
+    return count

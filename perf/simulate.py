@@ -127,10 +127,11 @@ def simulate(nodes: int, tasks: int, seed: int) -> dict[str, Any]:
         raise SystemExit(f"{sum(owner.left for owner in owners)} of {total} tasks did not run")
     makespan_ns = world.now_ns - begun_ns
     best_ns = ideal_ns(owners, nodes, deaths)
-    cpu_ns = {kind: sum(process.journal.cpu_ns(process.fresh) for process in processes) / len(processes) * count
-              for kind, (processes, count) in kinds.items() if processes}
-    bytecodes = {kind: sum(process.journal.bytecodes(process.fresh) for process in processes) / len(processes) * count
-                 for kind, (processes, count) in kinds.items() if processes}
+    cpu_ns, bytecodes = {}, {}
+    for kind, (processes, count) in kinds.items():
+        if processes:
+            costs = [process.journal.cost(process.fresh()) for process in processes]
+            cpu_ns[kind], bytecodes[kind] = (sum(each) / len(processes) * count for each in zip(*costs, strict=True))
     return {
         "nodes": nodes, "tasks": total, "makespan_s": makespan_ns / config.SECOND_NS,
         "ideal_s": best_ns / config.SECOND_NS, "makespan_over_ideal": makespan_ns / best_ns,

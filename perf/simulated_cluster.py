@@ -31,7 +31,7 @@ from meshray.sched.global_scheduler import GlobalScheduler
 from meshray.sched.local import LocalScheduler
 from meshray.session.records import FINISHED, QUEUED, SchedulingClass, Task
 from meshray.session.submit import Submitter
-from perf.journal import Journal
+from perf.journal import Decide, Journal
 
 MS = config.MILLISECOND_NS
 UNIT = 10_000
@@ -144,12 +144,16 @@ class Process:
         else:
             self.handle(Tick())
 
-    def fresh(self) -> Callable[[Any, int], Any]:
-        """Return what decides again about the entries of the journal."""
-        return self._make().handle  # type: ignore[no-any-return]
+    def fresh(self) -> Callable[[], Decide]:
+        """Return what makes a process that decides again about the entries of the journal."""
+        return functools.partial(_handle_of, self._make)
 
     def perform(self, effect: Any) -> None:
         """Do what only nodes ask for."""
+
+
+def _handle_of(make: Callable[[], Any]) -> Decide:
+    return make().handle  # type: ignore[no-any-return]
 
 
 class Node(Process):
@@ -157,8 +161,8 @@ class Node(Process):
 
     def __init__(self, world: World, number: int, cpus: int) -> None:
         name = f"n{number}"
-        super().__init__(world, name, lambda: LocalScheduler(
-            name, name, f"sim://{name}", {"CPU": cpus * UNIT}, schedulers=world.schedulers, prestart=cpus))
+        super().__init__(world, name, functools.partial(LocalScheduler, name, name, f"sim://{name}", {
+            "CPU": cpus * UNIT}, schedulers=world.schedulers, prestart=cpus))
         self.workers: dict[str, Worker] = {}
         self._started = 0
         world.at(world.now_ns + world.random.randrange(config.HEARTBEAT_NS), self.handle, Tick())
@@ -313,14 +317,19 @@ class Owner:
             self._due_ns = max(due_ns, self.now_ns + 1)
             self.world.at(self._due_ns, self._go, self._sweep)
 
-    def fresh(self) -> Callable[[tuple[str, Any], int], None]:
-        """Return what decides again about the entries of the journal, without wires."""
-        again = Owner(Silence(0), int(self.name[1:]), self.node, self._functions, self._window)
-        again.run_ns = self.run_ns
-        calls = {call.__name__: call for call in (again._submit, again._take, again._sweep)}
+    def fresh(self) -> Callable[[], Decide]:
+        """Return what makes an owner that decides again about the entries of the journal, without wires."""
+        return functools.partial(Owner.again, int(self.name[1:]), self.node, self._functions, self._window, self.run_ns)
+
+    @classmethod
+    def again(cls, number: int, node: str, functions: int, window: int, run_ns: list[int]) -> Decide:
+        """Return what decides about the entries of such an owner's journal."""
+        owner = cls(Silence(0), number, node, functions, window)
+        owner.run_ns = run_ns
+        calls = {call.__name__: call for call in (owner._submit, owner._take, owner._sweep)}
 
         def decide(entry: tuple[str, Any], now_ns: int) -> None:
-            again.now_ns = now_ns
+            owner.now_ns = now_ns
             calls[entry[0]](entry[1])
 
         return decide
