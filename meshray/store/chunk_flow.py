@@ -93,10 +93,10 @@ class ChunkFlow:
             holder.deadline_ns = now_ns + config.PULL_SILENCE_NS
 
     def rescue(self, pull: Pull, now_ns: int) -> list[Any]:
-        """Ask holders that have nothing better to do for chunks that are late elsewhere."""
+        """Ask holders that have nothing better to do, and sent nothing bad, for chunks that are late elsewhere."""
         effects: list[Any] = []
         for holder in pull.ready() if len(pull.holders) > 1 else ():
-            while holder.link.free > 0 and pull.choose(holder, 0) is None:
+            while holder.link.free > 0 and not holder.bad and pull.choose(holder, 0) is None:
                 chunk = pull.choose_late(holder, now_ns)
                 if chunk is None:
                     break

@@ -155,6 +155,15 @@ def test_a_late_chunk_is_asked_of_a_second_holder_that_has_nothing_better_to_do(
     assert messages(bench.chunks(0, 1, 2, node="h2")) and bench.puller.statistics()["rescued_chunks"] == 3
 
 
+def test_who_sent_a_bad_chunk_is_not_asked_for_what_is_late_elsewhere() -> None:
+    bench = Bench()
+    bench.to_chunks(manifest(holders=["h2"]))
+    bench.tell(b">h2", manifest("h2", digests=b""))
+    assert len(asked(bench.wait(config.PULL_LATE_NS + config.PULL_LOOK_NS))) == 3
+    bench.event(ChunksBad(b"x", "h2", [0, 1, 2]))
+    assert bench.wait(config.PULL_LATE_NS + config.PULL_LOOK_NS) == []
+
+
 def test_the_window_bounds_what_is_outstanding_at_one_holder() -> None:
     bench = Bench(128 * MIB)
     size = 40 * config.CHUNK_BYTES
