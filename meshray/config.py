@@ -230,6 +230,13 @@ SERVE_HOLD_NS = 5 * SECOND_NS
 SERVE_HOLD_SHORT_NS = 500 * MILLISECOND_NS
 """The same while somebody waits for room: objects that others took would otherwise fill a small store."""
 
+HASH_THREADS_MAX = 4
+"""Threads that compute the digests of one object: nobody can take it before, and on a fast link one thread (5 GB/s)
+would add a quarter to the first transfer."""
+
+HASH_SHARE_BYTES = 8 * MIB
+"""Least that another thread is worth: 2 ms of hashing, against 0.1 ms for the thread."""
+
 SERVE_ASKERS_MAX = 1000
 """Nodes that may take one object from the same holder; beyond it the one that asked longest ago loses its ticket."""
 

@@ -4,6 +4,7 @@
 
 1. Effects go in by ``submit`` and come back as events from ``drain``, each exactly once, in order.
 2. ``fd`` is readable while events wait, so the host can sleep on it.
+3. Large objects are hashed by several threads at once: who asked for them waits for the last digest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import assert_never
 
+from meshray import config
 from meshray.store.arena_file import ArenaFile
 from meshray.store.events import (
     DigestObject,
@@ -26,7 +28,7 @@ from meshray.store.events import (
     RestoreObject,
     SpillObject,
 )
-from meshray.store.manifest import DIGEST_BYTES, chunk_range, digests_of
+from meshray.store.manifest import DIGEST_BYTES, chunk_count, chunk_range, digests_of
 from meshray.store.spill_files import SpillFiles
 
 Work = DigestObject | PopulateRange | SpillObject | RestoreObject | DropChunks
@@ -89,7 +91,7 @@ class Background:
     def _perform(self, work: Work) -> Done | None:
         match work:
             case DigestObject(object_, offset, size_bytes):
-                return ObjectDigested(object_, offset, digests_of(self._file.view(offset, size_bytes)))
+                return ObjectDigested(object_, offset, hash_together(self._file.view(offset, size_bytes)))
             case PopulateRange(object_, offset, size_bytes):
                 try:
                     self._file.populate(offset, size_bytes)
@@ -128,3 +130,25 @@ class Background:
         except OSError as error:
             return str(error.strerror or error)
         return ""
+
+
+def hash_together(view: memoryview) -> bytes:
+    """Return the joined digests of the chunks in ``view``, computed by as many threads as that is worth."""
+    threads = min(config.HASH_THREADS_MAX, os.cpu_count() or 1, len(view) // config.HASH_SHARE_BYTES)
+    if threads < 2:
+        return digests_of(view)
+    chunks = -(-chunk_count(len(view)) // threads)
+    parts = [view[start : start + chunks * config.CHUNK_BYTES]
+             for start in range(0, len(view), chunks * config.CHUNK_BYTES)]
+    digests = [b""] * len(parts)
+
+    def work(part: int) -> None:
+        digests[part] = digests_of(parts[part])
+
+    others = [Thread(target=work, args=(part,), name="meshray-hash") for part in range(1, len(parts))]
+    for thread in others:
+        thread.start()
+    work(0)
+    for thread in others:
+        thread.join()
+    return b"".join(digests)

@@ -11,7 +11,7 @@ import pytest
 
 from meshray import config
 from meshray.store.arena_file import ArenaFile
-from meshray.store.background import Background
+from meshray.store.background import Background, hash_together
 from meshray.store.events import DigestObject, ObjectDigested, PopulateRange, RangePopulated
 from meshray.store.manifest import digests_of
 
@@ -69,3 +69,12 @@ def test_a_thread_that_failed_is_told_to_the_host(
     assert select.select([work.fd], [], [], 30)[0]
     with pytest.raises(RuntimeError, match="background thread"):
         work.drain()
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 16 * config.MIB, 16 * config.MIB + 1, 37 * config.MIB - 5])
+def test_digests_are_the_same_however_many_threads_compute_them(
+    size_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    view = memoryview(os.urandom(config.MIB) * 37)[:size_bytes]
+    assert hash_together(view) == digests_of(view)
