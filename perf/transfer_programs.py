@@ -4,7 +4,7 @@
 ``perf.broadcast`` on a host of a measured cluster.
 
 1. The time of a pull is taken where the object is needed, around ``get``.
-2. Every array that is sent is random, so no two chunks are equal by chance, and the receiver compares its sum.
+2. Every array that is sent is random, so no two chunks are equal by chance, and its sum is compared when it is there.
 """
 
 from __future__ import annotations
@@ -35,12 +35,17 @@ PATIENCE_S = 120.0
 class Receiver:
     """Gets what it is told to get."""
 
-    def pull(self, wrapped: list[Any]) -> tuple[float, int]:
-        """Return the seconds that ``get`` took, and the array's sum."""
+    def pull(self, wrapped: list[Any]) -> float:
+        """Return the seconds that ``get`` took."""
         began = time.perf_counter()
-        value = meshray.get(wrapped[0], timeout=PATIENCE_S)
-        took = time.perf_counter() - began
-        return took, int(value.sum(dtype=np.uint64))
+        self.value = meshray.get(wrapped[0], timeout=PATIENCE_S)
+        return time.perf_counter() - began
+
+    def total(self) -> int:
+        """Return the sum of the array that was pulled, and let it go."""
+        total = int(self.value.sum(dtype=np.uint64))
+        del self.value
+        return total
 
 
 def receivers(names: list[str]) -> list[Any]:
@@ -48,6 +53,7 @@ def receivers(names: list[str]) -> list[Any]:
     actors = [Receiver.options(resources={name: 1}).remote() for name in names]
     small = meshray.put(np.zeros(1, np.uint8))
     meshray.get([actor.pull.remote([small]) for actor in actors], timeout=PATIENCE_S)
+    check(actors, np.zeros(1, np.uint8))
     return actors
 
 
@@ -56,11 +62,10 @@ def payload(size_bytes: int) -> Any:
     return np.random.default_rng().integers(0, 1 << 64, size_bytes // 8, np.uint64)
 
 
-def checked(answer: tuple[float, int], value: Any) -> float:
-    """Return the seconds of a pull; the content must have arrived."""
-    took, total = answer
-    assert total == int(value.sum(dtype=np.uint64)), "the array that arrived is not the one that was sent"
-    return took
+def check(actors: list[Any], value: Any) -> None:
+    """The array must have arrived at each of the receivers."""
+    totals = meshray.get([actor.total.remote() for actor in actors], timeout=PATIENCE_S)
+    assert totals == [int(value.sum(dtype=np.uint64))] * len(actors), "what arrived is not what was sent"
 
 
 def pull(target: str, size_bytes: int, count: int) -> list[float]:
@@ -69,7 +74,8 @@ def pull(target: str, size_bytes: int, count: int) -> list[float]:
     times = []
     for _ in range(count):
         value = payload(size_bytes)
-        times.append(checked(meshray.get(receiver.pull.remote([meshray.put(value)]), timeout=PATIENCE_S), value))
+        times.append(meshray.get(receiver.pull.remote([meshray.put(value)]), timeout=PATIENCE_S))
+        check([receiver], value)
     return times
 
 
@@ -83,7 +89,9 @@ def resend(target: str, size_bytes: int, shared: float) -> None:
     for value in (first, second):
         input()
         kept.append(meshray.put(value))
-        print(json.dumps(checked(meshray.get(receiver.pull.remote([kept[-1]]), timeout=PATIENCE_S), value)), flush=True)
+        took = meshray.get(receiver.pull.remote([kept[-1]]), timeout=PATIENCE_S)
+        check([receiver], value)
+        print(json.dumps(took), flush=True)
     input()
 
 
@@ -96,10 +104,9 @@ def broadcast(targets: list[str], size_bytes: int, rounds: int) -> dict[str, lis
             value = payload(size_bytes)
             ref = meshray.put(value)
             began = time.perf_counter()
-            answers = meshray.get([actor.pull.remote([ref]) for actor in chosen], timeout=PATIENCE_S)
+            meshray.get([actor.pull.remote([ref]) for actor in chosen], timeout=PATIENCE_S)
             times[name].append(time.perf_counter() - began)
-            for answer in answers:
-                checked(answer, value)
+            check(chosen, value)
             del ref
     return times
 
