@@ -212,8 +212,14 @@ PULL_PEERS_MAX = 24
 """Holders of one object that a pull talks to; each costs a connection and a notice per announcement."""
 
 PULL_LOOK_NS = 25 * MILLISECOND_NS
-"""While there are pulls, each is looked at this often: for silence, for what is late, to tell peers of new chunks. A
-chunk takes 8 ms at 1 Gbit/s, so this is few notices and little delay."""
+"""While there are pulls, each is looked at this often: for silence, for what is late, for news to tell peers."""
+
+PULL_NEWS_PART = 32
+"""Peers are told of new chunks when so small a part of the object has come since they were told last..."""
+
+PULL_NEWS_NS = 100 * MILLISECOND_NS
+"""...or this time has passed. Each notice wakes its receiver; with eight takers of 256 MiB at 1 Gbit/s, told of every
+chunk, notices were a quarter of all CPU time, and told so they finish as early."""
 
 PULL_REFRESH_NS = 2 * SECOND_NS
 """A pull asks its holders again what they have, and who else has it, this often."""
@@ -248,6 +254,10 @@ MALLOC_KEPT_BYTES = 64 * MIB
 
 BULK_REQUEST_BYTES_MAX = 64 * KIB
 """Largest frame that the bulk socket accepts from those who ask; a request has less than 1 KiB."""
+
+BULK_TELL_NS = 25 * MILLISECOND_NS
+"""The bulk thread lets chunks that came wait for others this long before it wakes the control loop, while more is on
+its way than has come: as long as the loop looks at pulls anyway (PULL_LOOK_NS)."""
 
 TICKET_BYTES = 16
 """Random bytes that open a bulk socket for one object: too many to guess."""

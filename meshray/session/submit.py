@@ -331,9 +331,8 @@ class Submitter:
         if now_ns < self._next_sweep_ns:
             return
         self._next_sweep_ns = now_ns + _STALL_NS * 2
-        # Where another class waits for workers, nobody keeps one for work that may come.
-        classes = list(self.classes.values())  # at one stroke: a thread that submits may add one meanwhile
-        waits = any(klass.queue and klass.ready and not klass.hungry for klass in classes)
+        # Where another class waits for workers, nobody keeps one for work that may come. Threads may add classes.
+        waits = any(klass.queue and klass.ready and not klass.hungry for klass in list(self.classes.values()))
         for klass in list(self._dirty.values()):
             if not klass.queue and klass.hungry:
                 self._rest(klass, now_ns - (0 if waits else config.LEASE_IDLE_NS))
@@ -351,7 +350,7 @@ class Submitter:
     def _rest(self, klass: SchedulingClass, since_ns: int) -> None:
         idle = [lease for lease in klass.leases.values()
                 if not lease.outstanding and lease.idle_since_ns < since_ns and not _spent(lease)]
-        for heir, leases in heirs(idle, self.classes.values(), self._wanted) if idle else ():
+        for heir, leases in heirs(idle, list(self.classes.values()), self._wanted) if idle else ():
             self._hand_over(klass, leases, heir)
         if idle := [lease for lease in idle if lease.klass is klass]:
             self._give_back(idle)
@@ -365,8 +364,8 @@ class Submitter:
             heir.leases[lease.number] = lease
             heir.hungry += 1
         klass.declared = len(klass.leases)
-        numbers = [lease.number for lease in leases]
-        self._session.to_node(ReassignLeases(numbers, heir.number, klass.number, klass.declared))
+        moved = [lease.number for lease in leases]
+        self._session.to_node(ReassignLeases(moved, heir.number, klass.number, klass.declared))
         self.pump(heir)
 
     def deadline_ns(self) -> int | None:

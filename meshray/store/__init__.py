@@ -16,7 +16,8 @@ Reading order:
 - ``chunk_server`` a node tells others what it has, and gives them tickets (machine)
 - ``chunk_index`` which chunks lie on this node, under whatever name (pure)
 - ``service``     these machines as one, for the node process; ``events`` is their vocabulary
-- ``bulk``        the thread that moves the chunks (shell); ``bulk_desk`` is what it may serve and still wants (pure)
+- ``bulk``        the thread that moves the chunks (shell); ``bulk_desk`` is what it may serve and still wants,
+                  ``bulk_findings`` what it tells the control loop, and when (pure)
 - ``background``  the slow effects of these machines, hashing, first touch and the disk, off the node's loop (shell)
 
 The life of a range: free at the node, leased to a session as part of an extent, allocated by the session, written,

@@ -4,7 +4,8 @@
 
 1. Effects go in by ``submit``, in order; events come out of ``drain``, those of one kind and holder in one piece.
 2. Everything that is taken is verified before it is written; what nobody wants is thrown away.
-3. The control loop sees one event per batch, whatever the batch weighs: bytes never pass through it.
+3. The control loop sees one event per batch, whatever the batch weighs: bytes never pass through it. ``bulk_findings``
+   says when a batch is due.
 4. One thread does all of it: hashing, copying and sockets let go of the GIL, and ZeroMQ's own thread moves the bytes
    meanwhile.
 5. Of what is served from disk one chunk is read per round, the askers in turn: who asks for chunks in memory does not
@@ -16,6 +17,7 @@ Source: DESIGN s6; the control and the bulk plane of DESIGN s9.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from threading import Lock, Thread
@@ -26,6 +28,7 @@ from meshray.messages.objects import Chunk, ChunksRefused, RequestChunks
 from meshray.store import manifest as manifests
 from meshray.store.arena_file import ArenaFile
 from meshray.store.bulk_desk import Desk, Transfer
+from meshray.store.bulk_findings import Findings, Kind
 from meshray.store.events import (
     AskChunks,
     BeginTransfer,
@@ -45,7 +48,6 @@ from meshray.transport.bulk_sockets import BulkSockets
 from meshray.transport.codec import decode, encode
 
 Work = BeginTransfer | AskChunks | CopyChunks | EndTransfer | Grant | Revoke | ForgetHolder
-Kind = type[ChunksArrived] | type[ChunksBad] | type[ChunksMissing]
 
 _BATCH = 64
 """Requests and answers taken per round, so that neither waits for a flood of the other."""
@@ -72,8 +74,9 @@ class Bulk:
         """Chunks to serve from disk: (route, ticket, object) -> chunks, in the order they were asked for."""
         self._work: deque[Work | None] = deque()
         self._lock = Lock()
-        self._found: dict[tuple[Kind, bytes, str], list[int]] = {}
-        self._others: list[TransferEnded | ChunksUnreadable] = []
+        self._findings = Findings()
+        self._told = False
+        """Whether the control loop was woken for what was found."""
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
         self._received_bytes = 0
@@ -104,13 +107,11 @@ class Bulk:
         """Return the events that are ready. Raise RuntimeError if the thread has failed: the node is of no use then."""
         if self._failure is not None:
             raise RuntimeError("the bulk thread failed") from self._failure
-        if not self._found and not self._others:
-            return ()
         with self._lock:
-            os.eventfd_read(self.fd)
-            found, self._found = self._found, {}
-            others, self._others = self._others, []
-        return [*(kind(object_, holder, chunks) for (kind, object_, holder), chunks in found.items()), *others]
+            if self._told:
+                os.eventfd_read(self.fd)
+                self._told = False
+            return self._findings.take()
 
     def statistics(self) -> dict[str, int]:
         """Return counters for ``status`` and measurements: bytes of chunks, also of those that were thrown away."""
@@ -140,7 +141,8 @@ class Bulk:
 
     def _serve_and_take(self, sockets: BulkSockets) -> None:
         while True:
-            if sockets.wait(0 if self._copies or self._reads else -1):
+            look_ms = self._tell_due()
+            if sockets.wait(0 if self._copies or self._reads else look_ms):
                 os.eventfd_read(self._wake_fd)
             if not self._take_work(sockets):
                 return
@@ -148,6 +150,7 @@ class Bulk:
                 self._serve(sockets, route, frame)
             for holder, frames in sockets.answers(_BATCH):
                 self._take(holder, frames)
+                self._tell_due()
             if self._copies:
                 self._copy(*self._copies.popleft())
             if self._reads:
@@ -161,14 +164,18 @@ class Bulk:
                 case None:
                     return False
                 case AskChunks(object_, holder, endpoint, ticket, chunks):
+                    self._findings.asked(len(chunks))
                     sockets.ask(holder, endpoint, encode(RequestChunks(object_, chunks, ticket)))
                 case BeginTransfer():
                     self._desk.begin(work)
                 case CopyChunks(transfer, chunks, sources):
+                    self._findings.asked(len(chunks))
                     self._copies.extend((transfer, *pair) for pair in zip(chunks, sources, strict=True))
                 case EndTransfer(transfer):
                     self._desk.end(work)
                     self._tell_other(TransferEnded(transfer))
+                    if not self._desk.transfers:
+                        self._findings.forget_asked()
                 case Grant():
                     self._desk.grant(work)
                 case Revoke():
@@ -215,10 +222,12 @@ class Bulk:
     def _take(self, holder: str, frames: list[Any]) -> None:
         message = decode(frames[0].bytes)
         if type(message) is ChunksRefused:
+            self._findings.answered(len(message.chunks))
             for chunk in message.chunks:
                 self._tell(ChunksMissing, message.object, holder, chunk)
         elif type(message) is Chunk and len(frames) == 2:
             self._received_bytes += len(frames[1])
+            self._findings.answered(1)
             transfer = self._desk.wanted(message.object, message.chunk)
             if transfer is not None:
                 self._keep(transfer, message.chunk, holder, frames[1].buffer)
@@ -235,6 +244,7 @@ class Bulk:
     def _copy(self, number: int, chunk: int, source: int) -> None:
         """Take a chunk from elsewhere in the arena, or from disk. What lies there may go any time: the copy is
         verified."""
+        self._findings.answered(1)
         transfer = self._desk.transfers.get(number)
         if transfer is None or transfer.done[chunk]:
             return
@@ -263,16 +273,26 @@ class Bulk:
         except OSError:
             return None
 
+    # --- telling -------------------------------------------------------------------------------------------------
+
     def _tell(self, kind: Kind, object_: bytes, holder: str, chunk: int) -> None:
         with self._lock:
-            first = not self._found and not self._others
-            self._found.setdefault((kind, object_, holder), []).append(chunk)
-            if first:
-                os.eventfd_write(self.fd, 1)
+            self._findings.add(kind, object_, holder, chunk, time.monotonic_ns())
 
     def _tell_other(self, event: TransferEnded | ChunksUnreadable) -> None:
         with self._lock:
-            first = not self._found and not self._others
-            self._others.append(event)
-            if first:
+            self._findings.add_other(event)
+
+    def _tell_due(self) -> int:
+        """Wake the control loop if there is something that it should hear now. Return after how many milliseconds to
+        look again, -1 for whenever something happens."""
+        with self._lock:
+            due_ns = None if self._told else self._findings.due_ns()
+            if due_ns is None:
+                return -1
+            left_ns = due_ns - time.monotonic_ns()
+            if left_ns <= 0:
+                self._told = True
                 os.eventfd_write(self.fd, 1)
+                return -1
+            return -(-left_ns // config.MILLISECOND_NS)

@@ -212,11 +212,13 @@ class ChunkServer:
 
     # --- for the puller ------------------------------------------------------------------------------------------
 
-    def announce(self, pull: Pull) -> list[Any]:
+    def announce(self, pull: Pull, now_ns: int) -> list[Any]:
         """Tell the nodes that asked for the object's manifest which chunks of it came since the last time."""
-        chunks, pull.announce = pull.announce, []
-        return [Send(route, ChunksHeld(pull.object, chunks)) for route in self._askers.get(pull.object, ())
-                if chunks]
+        if not pull.announce:
+            return []
+        held = ChunksHeld(pull.object, pull.announce)
+        pull.announce, pull.told_ns = [], now_ns
+        return [Send(route, held) for route in self._askers.get(pull.object, ())]
 
     def learned(self, object_: bytes, offset: int, digests: bytes, now_ns: int) -> None:
         """The object lies at ``offset`` and has these digests."""

@@ -108,7 +108,7 @@ class Pull:
 
     __slots__ = ("_designated", "_members", "announce", "count", "digests", "done", "give_up_ns", "holders", "local",
                  "lost", "missing", "named", "node", "object", "offset", "owner", "reason", "refresh_ns", "size_bytes",
-                 "stage", "stuck_ns", "swept", "transfer", "tried", "waiters")  # fmt: skip
+                 "stage", "stuck_ns", "swept", "told_ns", "transfer", "tried", "waiters")  # fmt: skip
 
     def __init__(self, node: str, object_: bytes, owner: str, size_bytes: int, count: int) -> None:
         self.node = node
@@ -131,6 +131,7 @@ class Pull:
         self.done = chunk_sets.EMPTY
         self.announce: list[int] = []
         """Chunks that came since the peers were told."""
+        self.told_ns = 0
         self.local = chunk_sets.EMPTY
         """Chunks that are being copied from another object of this node."""
         self.refresh_ns = 0
@@ -161,6 +162,10 @@ class Pull:
         """Whether nothing is outstanding, and no holder that may be asked has what is missing. A pull that only waits
         for its turn at a holder whose window others use is not."""
         return not self.is_asked() and all(self.choose(holder, 0) is None for holder in self.ready())
+
+    def has_news(self, now_ns: int) -> bool:
+        """Whether so much came that the peers should hear of it, or something a while ago."""
+        return len(self.announce) * config.PULL_NEWS_PART >= self.count or now_ns >= self.told_ns + config.PULL_NEWS_NS
 
     def ready(self) -> list[Holder]:
         """Return the holders that may be asked: other pulls first, since complete copies are scarce."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from meshray import config
 from meshray.messages.node import LeaseGranted, Strategy
 from meshray.messages.tasks import PushTasks, TaskResult, TasksFinished
 from meshray.object_ref import ObjectRef
@@ -21,6 +22,9 @@ from meshray.session.references import References
 from meshray.session.submit import Submitter
 
 PREFIX = b"0123456789"
+
+SHORT_NS = config.PIPELINE_NS // 100
+"""Run time at which a worker may have a hundred tasks."""
 
 
 class FakeSession:
@@ -168,3 +172,11 @@ class FakeArena:
 
     def release(self, offset: int) -> bool:
         return self.mine.pop(offset, None) is not None
+
+
+def check(session: FakeSession, klass: SchedulingClass) -> None:
+    """The count of hungry leases agrees with the leases, and no task is at two workers."""
+    assert klass.hungry == sum(1 for lease in klass.leases.values() if not lease.outstanding)
+    seqs = [seq for lease in klass.leases.values() for seq in lease.outstanding]
+    assert len(seqs) == len(set(seqs))
+    assert set(klass.leases) <= set(session.submitter.leases)

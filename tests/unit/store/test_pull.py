@@ -133,6 +133,20 @@ def test_peers_are_told_of_chunks_that_came() -> None:
     assert ChunksHeld(b"x", [0, 1]) in messages(bench.chunks(0, 1))
 
 
+def test_of_a_large_object_peers_hear_at_most_so_often() -> None:
+    bench = Bench(256 * MIB)
+    count = 2 * config.PULL_NEWS_PART
+    bench.fetch(size_bytes=count * MIB)
+    (populate,) = bench.tell(FROM_H, manifest(size_bytes=count * MIB, digests=os.urandom(32 * count)))
+    bench.event(RangePopulated(b"x", populate.offset))
+    bench.server.handle(Received(b"h2", RequestManifest(b"x", brief=True)), 1)
+    told = []
+    for chunk in range(4):
+        bench.chunks(chunk)
+        told.append(messages(bench.wait(config.PULL_LOOK_NS)))
+    assert told == [[], [ChunksHeld(b"x", [0, 1])], [], [ChunksHeld(b"x", [2, 3])]]
+
+
 def test_chunks_that_lie_here_under_another_name_are_copied() -> None:
     bench = Bench()
     bench.to_chunks()
