@@ -158,7 +158,7 @@ class Master:
             chains[alive.index] = chain = alive.chain
             self.configuration = msgspec.structs.replace(self.configuration, chains=chains)
         join = alive.role == "idle" and self._may_join(chain, alive, now_ns)
-        return [Send(route, Configure(chain, join))] if join or alive.epoch < chain.epoch else []
+        return [Send(route, Configure(chain, join, alive.life))] if join or alive.epoch < chain.epoch else []
 
     def _may_join(self, chain: Chain, alive: ServerAlive, now_ns: int) -> bool:
         """Whether this idle server should begin with an empty disk: only while its old data is of no use."""

@@ -4,6 +4,8 @@
 
 1. ``is_dead`` is certain: the process has ended. ``is_gone`` may be wrong.
 2. A process is named by its life: what is known of one says nothing of the next.
+3. The lives of a server have numbers that grow, since its disk counts them. One that is heard of ends all before it; a
+   word of one of those, which was long on its way, says nothing any more.
 """
 
 from __future__ import annotations
@@ -32,24 +34,35 @@ class Roster:
     def __init__(self, now_ns: int) -> None:
         self.servers: dict[str, Server] = {}
         self._begun_ns = now_ns
-        self._dead: set[tuple[str, str]] = set()
-        """Names and pids of processes that ended."""
+        self._ended: dict[str, int] = {}
+        """The number of the latest life of each server that a node has seen end."""
+        self._ended_unheard: set[tuple[str, str]] = set()
+        """Names and pids of processes that ended before a word of theirs came here."""
 
     def heard(self, route: bytes, alive: ServerAlive, now_ns: int) -> None:
         """A server has said something."""
         known = self.servers.get(alive.name)
+        if (alive.name, _pid(alive.life)) in self._ended_unheard:
+            self._end(alive.name, alive.life)
+        newest = _number(known.alive.life) if known is not None else 0
+        if self._is_dead(alive.name, alive.life) or _number(alive.life) < newest:
+            return
         same = known is not None and known.alive.life == alive.life
         since_ns = known.since_ns if known is not None and same else now_ns
         wedged_ns = 0
         if alive.role == "wedged":
             still = known is not None and same and known.wedged_ns and known.alive.epoch == alive.epoch
             wedged_ns = known.wedged_ns if known is not None and still else now_ns
-        if not self._is_dead(alive.name, alive.life):
-            self.servers[alive.name] = Server(alive, route, now_ns, since_ns, wedged_ns)
+        self.servers[alive.name] = Server(alive, route, now_ns, since_ns, wedged_ns)
 
     def died(self, name: str, pid: int) -> None:
-        """A node says that one of its processes has ended."""
-        self._dead.add((name, str(pid)))
+        """A node says that one of its processes has ended. Its number is found as soon as possible, because the system
+        may give the pid to a later life."""
+        server = self.servers.get(name)
+        if server is not None and _pid(server.alive.life) == str(pid):
+            self._end(name, server.alive.life)
+        else:
+            self._ended_unheard.add((name, str(pid)))
 
     def forgive(self, pause_ns: int) -> None:
         """This master did not listen for so long: nobody is to blame for having been silent meanwhile."""
@@ -63,7 +76,8 @@ class Roster:
     def is_dead(self, place: Place) -> bool:
         """Whether the process in this place has ended for certain."""
         server = self.servers.get(place.name)
-        return self._is_dead(place.name, place.life) or (server is not None and server.alive.life != place.life)
+        return self._is_dead(place.name, place.life) or (
+            server is not None and _number(server.alive.life) > _number(place.life))
 
     def is_gone(self, place: Place, now_ns: int) -> bool:
         """Whether it has ended, or was silent for too long."""
@@ -156,7 +170,11 @@ class Roster:
         return now_ns - (server.heard_ns if server is not None else self._begun_ns) > limit_ns
 
     def _is_dead(self, name: str, life: str) -> bool:
-        return (name, life.partition("-")[0]) in self._dead
+        return _number(life) <= self._ended.get(name, -1) or (name, _pid(life)) in self._ended_unheard
+
+    def _end(self, name: str, life: str) -> None:
+        self._ended[name] = max(_number(life), self._ended.get(name, -1))
+        self._ended_unheard.discard((name, _pid(life)))
 
 
 def _place(alive: ServerAlive) -> Place:
@@ -165,3 +183,13 @@ def _place(alive: ServerAlive) -> Place:
 
 def _history(alive: ServerAlive) -> int:
     return alive.version
+
+
+def _pid(life: str) -> str:
+    return life.partition("-")[0]
+
+
+def _number(life: str) -> int:
+    """Return which life of its server this is; a name of another form is before all others."""
+    number = life.split("-")[1:2]
+    return int(number[0]) if number and number[0].isdecimal() else 0

@@ -6,7 +6,8 @@ one.
 1. It is a member only of a configuration that names its very life. A server that starts again is a stranger to the
    chain that it was in, whatever its disk holds, until a master decides that it joins, or, if nobody else is left, that
    its disk is what the shard goes on with.
-2. A configuration of a lower epoch than one that was seen changes nothing.
+2. A configuration of a lower epoch than one that was seen, by an earlier life too, changes nothing. A life that was
+   left out of a chain does not know what its disk holds: it joins, or ends.
 3. Whoever follows the shard is told of every new chain.
 
 Roles, as masters hear of them::
@@ -87,6 +88,8 @@ class ShardServer:
         """Whether the disk is to be marked as whole, once the member is in step."""
         self._followers: dict[bytes, None] = {}
         self._early: list[Received] = []
+        self._left = False
+        """Whether this life was a member, and was left out."""
         self._wedger = b""
         """The master that wedged us last."""
         self._feeder_life = ""
@@ -186,8 +189,8 @@ class ShardServer:
     # --- configurations ------------------------------------------------------------------------------------------
 
     def _configure(self, event: Received, now_ns: int) -> list[Any]:
-        chain, join = event.message.chain, event.message.join
-        if chain.epoch < self.shard.epoch:
+        chain, join = event.message.chain, event.message.join and event.message.life == self.life
+        if chain.epoch < max(self.shard.epoch, self._recovered.epoch):
             return []
         is_news = chain.epoch > self.shard.epoch
         shard = chain.shard
@@ -197,7 +200,7 @@ class ShardServer:
             if is_news:
                 effects += self._take_place(shard, now_ns)
         elif self.member is not None:
-            self.member, self._recovered = None, Recovered(shard.epoch)
+            self.member, self._recovered, self._left = None, Recovered(shard.epoch), True
         elif self.joiner is not None:
             # Only the tail that has fed us all along goes on doing so: not its next life, nor one that was no tail in
             # a chain between, of which we did not hear.
@@ -218,6 +221,8 @@ class ShardServer:
             return self.member.adopt(shard, now_ns)
         if self.joiner is not None and not self.joiner.whole:
             return []  # decided for an attempt that has ended; the predecessor will find that this place is silent
+        if self.joiner is None and self._left:
+            return [Stop("named in a chain again without having joined: only the disk knows what it holds")]
         recovered = self.joiner.recovered if self.joiner is not None else self._recovered
         self.joiner = None
         self._mark = True

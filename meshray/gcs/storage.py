@@ -6,7 +6,8 @@
 2. All that a turn persists is one transaction: rows, client records, version and epoch are there together or not at
    all.
 3. An acceptor's votes lie in an environment of their own, in ``register/``, which is synced at every commit whatever
-   the durability of the rows: syncing a large one because of a small vote would stop the shard meanwhile.
+   the durability of the rows: syncing a large one because of a small vote would stop the shard meanwhile. The number of
+   this life (``roster``, invariant 3) lies there too.
 4. A failed commit ends the process (``StorageFailed``): what the environment then holds is found out by opening it
    again.
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,6 +98,8 @@ class Storage:
             self.recovered = self._recover(founding)
             self._epoch = self.recovered.epoch
             self.vote = self._recover_vote(founding)
+            self.life = self._count_life()
+            """The number of this life: higher than that of every earlier one on this disk. 0 without votes."""
         except (lmdb.Error, msgspec.DecodeError) as error:
             os.close(self._lock_fd)
             raise StorageUnusable(f"cannot open the control store in {directory}: {error}") from error
@@ -276,6 +280,16 @@ class Storage:
         vote = Vote(votes=founding)
         self._keep_vote(vote)
         return vote
+
+    def _count_life(self) -> int:
+        """Begin the next life. A new disk begins with the time of day in milliseconds, as one may have been lost."""
+        if self._votes is None:
+            return 0
+        with self._votes.begin(write=True) as transaction:
+            before = int.from_bytes(transaction.get(b"life", b""), "big")
+            life = max(before + 1, time.time_ns() // 1_000_000)
+            transaction.put(b"life", life.to_bytes(_VERSION_BYTES, "big"))
+        return life
 
     def _items(self, database: Any, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, value) from the first key >= ``start`` on, all of one moment."""

@@ -147,11 +147,12 @@ class ReadLeaseGiven(Message, tag=154):
 
 
 class ServerAlive(Message, tag=155):
-    """server -> master. I live, as ``life`` (pid, hyphen, something random), and serve the shard ``index`` in ``role``
-    (see ``gcs.shard_server``). I know its chain as of ``epoch``, my history ends at ``version``, and ``whole`` says
-    that it has no holes. ``stuck``: the chain does not go on below me. ``joiner``: the life of the server to which I,
-    the tail, have given everything. ``votes``: my acceptor does. ``chain``: what I was told last, for masters that do
-    not know it yet. Answered by Configure if there is a newer chain."""
+    """server -> master. I live, as ``life`` (pid, number, something random, joined by hyphens; the lives of one server
+    have growing numbers), and serve the shard ``index`` in ``role`` (see ``gcs.shard_server``). I know its chain as of
+    ``epoch``, my history ends at ``version``, and ``whole`` says that it has no holes. ``stuck``: the chain does not go
+    on below me. ``joiner``: the life of the server to which I, the tail, have given everything. ``votes``: my acceptor
+    does. ``chain``: what I was told last, for masters that do not know it yet. Answered by Configure if there is a
+    newer chain."""
 
     index: int
     name: str
@@ -168,10 +169,12 @@ class ServerAlive(Message, tag=155):
 
 
 class Configure(Message, tag=156):
-    """master -> server. The chain of your shard, decided by the register. ``join``: if you are not in it, join it."""
+    """master -> server. The chain of your shard, decided by the register. ``join``: if you are not in it, and are
+    ``life``, join it; a later life may be the only one that has what the shard holds."""
 
     chain: Chain
     join: bool = False
+    life: str = ""
 
 
 class Wedge(Message, tag=157):

@@ -45,10 +45,10 @@ def run(name: str, endpoint: str, directory: str, shard: Shard, durability: str,
     """
     storage = Storage(directory, durability=durability, votes=bool(masters), founding=founding)
     try:
+        life = f"{os.getpid()}-{storage.life}-{os.urandom(4).hex()}"
         told = endpoint if own_node is None else str(Via(own_node.name, name))
-        member = ShardServer(name, f"{os.getpid()}-{os.urandom(4).hex()}", told, index=index, shard=shard,
-                             masters=masters or {}, committed=storage, recovered=storage.recovered,
-                             vote=storage.vote, now_ns=_clock_ns())
+        member = ShardServer(name, life, told, index=index, shard=shard, masters=masters or {},
+                             committed=storage, recovered=storage.recovered, vote=storage.vote, now_ns=_clock_ns())
         peers = open_wire(name, endpoint, own_node)
         try:
             return _serve(member, storage, peers)

@@ -212,7 +212,8 @@ class World:
 
     def _server(self, name: str) -> ShardServer:
         disk = self.disks[name]
-        return ShardServer(name, f"{next(self._lives)}-x", f"ipc://{name}", index=0, shard=self.shard,
+        number = next(self._lives)
+        return ShardServer(name, f"{number}-{number}-x", f"ipc://{name}", index=0, shard=self.shard,
                            masters=self.masters, committed=disk, recovered=disk.recovered, vote=disk.vote,
                            now_ns=self.now_ns)
 

@@ -21,4 +21,4 @@ def events_of(seed: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(seeds.main(MODULE, __doc__ or "", events_of, {}))
+    sys.exit(seeds.main(MODULE, __doc__ or "", events_of))

@@ -2,8 +2,7 @@
 
 *Shell (processes, clock, stdout).* Used by ``gcs_seeds`` and ``reference_seeds``.
 
-A seed that fails is printed with the command that repeats it, and the exit code is 1, unless it is a bug that is known
-and still open: then it is only printed.
+A seed that fails is printed with the command that repeats it, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 CHUNK = 50
@@ -33,9 +32,9 @@ def attempt(run: Callable[[int], int], seed: int) -> tuple[int, int, str]:
         return seed, 0, traceback.format_exc()
 
 
-def main(module: str, purpose: str, run: Callable[[int], int], open_bugs: Mapping[int, str]) -> int:
+def main(module: str, purpose: str, run: Callable[[int], int]) -> int:
     """Parse the command line of ``python -m module``, run, report. ``run`` is a function of a module: it takes a seed,
-    and returns how much happened or raises AssertionError; ``open_bugs``: seeds that may fail, and what goes wrong."""
+    and returns how much happened or raises AssertionError."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=purpose.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10_000, help="how many (default 10000)")
     parser.add_argument("--first", type=int, default=0, help="the first one (default 0)")
@@ -52,10 +51,7 @@ def main(module: str, purpose: str, run: Callable[[int], int], open_bugs: Mappin
         seeds = range(arguments.first, arguments.first + arguments.seeds)
         for seed, happened, error in pool.imap_unordered(partial(attempt, run), seeds, CHUNK):
             events += happened
-            if seed in open_bugs:
-                how = "fails" if error else "passes now: take it off the list"
-                print(f"seed {seed} is an open bug, and {how}: {open_bugs[seed]}", flush=True)
-            elif error:
+            if error:
                 failed.append(seed)
                 if len(failed) <= TOLD_MAX:
                     print(f"seed {seed} fails:\n{error}\nrepeat it with: {repeat(module, seed)}\n", flush=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from meshray.config import MILLISECOND_NS
+from meshray.config import MILLISECOND_NS, SECOND_NS
 from tests.sim.gcs_sim.schedule import Schedule
 
 MICROSECOND_NS = 1_000
@@ -31,6 +31,10 @@ class Weather(msgspec.Struct):
     slow_ns: int = 20 * MILLISECOND_NS
     kept: float = 0.5
     reorders: bool = False
+    echo: float = 0.0
+    """Chance that a copy arrives much later, as from the queue of a connection that has long been replaced; perhaps its
+    sender has another life by then."""
+    echo_ns: int = 2 * SECOND_NS
 
 
 CALM = Weather()
@@ -66,6 +70,8 @@ class Network:
                 delay_ns = max(delay_ns, self._last_ns.get((sender, to), 0) - now_ns)
                 self._last_ns[(sender, to)] = now_ns + delay_ns
             self._schedule.after(delay_ns, self._arrive, sender, to, route, message)
+        if weather.echo and chance() < weather.echo:
+            self._schedule.after(int(chance() * weather.echo_ns), self._arrive, sender, to, route, message)
 
     def divide(self, left: set[str], right: set[str], *, one_way: bool = False) -> None:
         """Cut every link from ``left`` to ``right``, and back unless ``one_way``."""

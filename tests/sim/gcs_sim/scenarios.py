@@ -12,6 +12,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from meshray.config import MILLISECOND_NS, SECOND_NS
 from meshray.messages.node import Shard
 from tests.sim.gcs_sim.judgement import judge
@@ -161,6 +163,15 @@ def estrange(world: World) -> None:
     world.schedule.after(world.random.randrange(SECOND_NS, 3 * SECOND_NS), world.network.join)
 
 
+def echo(world: World) -> None:
+    """For a while, much of what is said comes again when it is long out of date; meanwhile, one server dies repeatedly,
+    so that its words outlive it."""
+    world.network.weather = msgspec.structs.replace(world.network.weather, echo=0.2)
+    one = world.random.choice(list(world.servers.values()))
+    for _ in range(4):
+        world.schedule.after(world.random.randrange(TROUBLE_NS), one.crash)
+
+
 def fill_disk(world: World) -> None:
     """A member's disk is full for a while."""
     disk = world.random.choice(list(world.disks.values()))
@@ -176,7 +187,7 @@ FAULTS: dict[str, Callable[[World], None]] = {
     each.__name__: each for each in (
         crash, crash_two, crash_all, crash_in_turn, crash_masters, crash_joiner, crash_inside, wipe,
         strike_new_chains, freeze,
-        freeze_role, freeze_inside, divide, estrange, fill_disk)
+        freeze_role, freeze_inside, divide, estrange, echo, fill_disk)
 }
 
 

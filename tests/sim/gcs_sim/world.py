@@ -171,8 +171,9 @@ class World:
         disk = self.disks[name] = Disk(founding=True)
 
         def boot(now_ns: int) -> tuple[ShardServer, list[Any]]:
-            server = ShardServer(name, f"{self._pid(name)}-s", endpoint, index=0, shard=self.shard, masters=masters,
-                                 committed=disk, recovered=disk.recovered, vote=disk.vote, now_ns=now_ns)
+            server = ShardServer(name, f"{self._pid(name)}-{self._pids}-s", endpoint, index=0, shard=self.shard,
+                                 masters=masters, committed=disk, recovered=disk.recovered, vote=disk.vote,
+                                 now_ns=now_ns)
             return server, server.begin(now_ns)
 
         server = self.servers[name] = self._process(name, boot, self._perform, disk.persist)

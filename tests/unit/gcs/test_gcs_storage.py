@@ -127,6 +127,19 @@ def test_the_file_does_not_grow_when_rows_come_and_go(tmp_path: Path) -> None:
     storage.close()
 
 
+def test_lives_have_growing_numbers_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def life(now_ms: int) -> int:
+        monkeypatch.setattr("time.time_ns", lambda: now_ms * 1_000_000)
+        storage = Storage(str(tmp_path), votes=True)
+        storage.close()
+        return storage.life
+
+    assert [life(5_000), life(4_000), life(5_001), life(6_000)] == [5_000, 5_001, 5_002, 6_000]
+    storage = Storage(str(tmp_path / "no votes"))
+    assert storage.life == 0
+    storage.close()
+
+
 def test_directory_is_private_and_has_one_owner(tmp_path: Path) -> None:
     directory = tmp_path / "gcs"
     storage = Storage(str(directory))

@@ -1,0 +1,71 @@
+"""Masters, message by message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meshray.gcs import limits
+from meshray.gcs.log import KeepVote, Vote
+from meshray.gcs.master import Master
+from meshray.gcs.register import Acceptor
+from meshray.machine import Received, Send
+from meshray.messages.chain import (
+    Accept,
+    Chain,
+    Configure,
+    Place,
+    Prepare,
+    ServerAlive,
+    ServerDied,
+)
+from meshray.messages.node import Shard
+
+NAMES = ("a", "b", "c")
+A, B, C = PLACES = [Place(name, f"ipc://{name}", f"{number}-{number}-x") for number, name in enumerate(NAMES, 1)]
+
+
+class Bench:
+    """Masters and their register. ``sent`` is what a master has sent to servers, beside votes."""
+
+    def __init__(self, masters: str) -> None:
+        shards = [Shard(1, [(place.name, place.endpoint) for place in PLACES])]
+        self.masters = {name: Master(name, "9-x", shards=shards, acceptors=NAMES, replicas=3, rank=0, now_ns=0)
+                        for name in masters}
+        self.acceptors = {name: Acceptor(name, Vote(votes=True)) for name in NAMES}
+        self.sent: list[tuple[str, Any]] = []
+        self.now_ns = 0
+        for place in PLACES:
+            self.says(place, "idle", Chain(0, []))
+        self.now_ns = limits.STAGGER_NS
+        self.says(A, "idle", Chain(0, []))
+        self.sent.clear()
+
+    def says(self, place: Place, role: str, chain: Chain, to: str = "", joiner: str = "") -> None:
+        alive = ServerAlive(0, place.name, place.endpoint, place.life, role, chain.epoch, 0, joiner=joiner,
+                            chain=chain if chain.places else None)
+        for master in to or self.masters:
+            self.hear(master, place.name.encode(), alive)
+
+    def hear(self, master: str, route: bytes, message: Any) -> None:
+        for effect in self.masters[master].handle(Received(route, message), self.now_ns):
+            assert isinstance(effect, Send)
+            if isinstance(effect.message, Prepare | Accept):
+                for answer in self.acceptors[effect.to.decode()].handle(master.encode(), effect.message):
+                    if not isinstance(answer, KeepVote):
+                        self.hear(master, effect.to, answer.message)
+            else:
+                self.sent.append((effect.to.decode(), effect.message))
+
+    def take(self, kind: type) -> list[Any]:
+        found = [message for _, message in self.sent if isinstance(message, kind)]
+        self.sent.clear()
+        return found
+
+
+def test_a_server_is_asked_to_join_in_this_life() -> None:
+    bench = Bench("m")
+    bench.hear("m", b"node", ServerDied("c", 3))
+    shorter = bench.take(Configure)[-1].chain
+    bench.says(B, "member", shorter)
+    bench.says(Place("c", "ipc://c", "4-4-x"), "idle", Chain(0, []))
+    assert bench.take(Configure) == [Configure(shorter, True, "4-4-x")]

@@ -1,0 +1,56 @@
+"""A server and its place in a chain: what it does when configurations name it, and when they do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meshray.gcs.log import MarkWhole, Recovered, WipeDisk
+from meshray.gcs.shard_server import ShardServer
+from meshray.machine import Received, Stop
+from meshray.messages.chain import Chain, Configure, Place
+from meshray.messages.node import Shard
+from tests.sim.gcs_sim.disk import Disk
+
+A, B = Place("a", "ipc://a", "1-1-x"), Place("b", "ipc://b", "2-2-x")
+
+
+def server(recovered: Recovered) -> ShardServer:
+    disk = Disk()
+    return ShardServer("a", A.life, "ipc://a", index=0, shard=Shard(1, [("a", "ipc://a"), ("b", "ipc://b")]),
+                       masters={"m": "ipc://m"}, committed=disk, recovered=recovered, vote=disk.vote, now_ns=0)
+
+
+def told(one: ShardServer, epoch: int, *places: Place, join: str = "") -> list[Any]:
+    return one.handle(Received(b">m", Configure(Chain(epoch, list(places)), bool(join), join)), 0)
+
+
+def test_a_life_that_was_left_out_takes_no_place_without_having_joined() -> None:
+    one = server(Recovered(3, 9, {}, True))
+    assert MarkWhole(4) in told(one, 4, A)
+    assert one.member is not None and one.member.version == 9
+    told(one, 5, B)
+    assert one.role == "idle"
+    effects = told(one, 6, A)
+    assert one.role == "idle" and not any(isinstance(effect, MarkWhole) for effect in effects)
+    assert [effect for effect in effects if isinstance(effect, Stop)]
+
+
+def test_a_life_that_was_left_out_joins() -> None:
+    one = server(Recovered(3, 9, {}, True))
+    told(one, 4, A)
+    told(one, 5, B)
+    assert WipeDisk() in told(one, 5, B, join=A.life)
+    assert one.role == "joining"
+
+
+def test_an_earlier_life_has_seen_a_newer_chain() -> None:
+    one = server(Recovered(7, 9, {}, True))
+    assert told(one, 6, B, join=A.life) == []
+    assert one.role == "idle"
+    assert WipeDisk() in told(one, 7, B, join=A.life)
+
+
+def test_a_later_life_does_not_join_because_an_earlier_one_should() -> None:
+    one = server(Recovered(6, 9, {}, True))
+    assert WipeDisk() not in told(one, 6, B, join="0-0-x")
+    assert one.role == "idle"
