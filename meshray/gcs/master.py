@@ -156,9 +156,20 @@ class Master:
             # Whatever a server was told was decided, so there is no need to ask the register.
             chains = list(self.configuration.chains)
             chains[alive.index] = chain = alive.chain
-            self.configuration = msgspec.structs.replace(self.configuration, chains=chains)
+            self._learn(msgspec.structs.replace(self.configuration, chains=chains))
         join = alive.role == "idle" and self._may_join(chain, alive, now_ns)
         return [Send(route, Configure(chain, join, alive.life))] if join or alive.epoch < chain.epoch else []
+
+    def _learn(self, configuration: Configuration) -> list[int]:
+        """This was decided; return the shards whose chain is new. What was planned for their old chains is void."""
+        before, self.configuration = self.configuration, configuration
+        new = [index for index, chain in enumerate(configuration.chains)
+               if before is None or before.chains[index].epoch < chain.epoch]
+        for index in new:
+            self._since.pop(index, None)
+            if self._plan is not None and self._plan.index == index:
+                self._plan = None
+        return new
 
     def _may_join(self, chain: Chain, alive: ServerAlive, now_ns: int) -> bool:
         """Whether this idle server should begin with an empty disk: only while its old data is of no use."""
@@ -293,15 +304,8 @@ class Master:
         if value is None or (before is not None and value.change <= before.change):
             return []
         self._counts["conflicts"] += not decided.ours
-        self.configuration = value
-        effects: list[Any] = []
-        for index, chain in enumerate(value.chains):
-            if before is None or before.chains[index].epoch < chain.epoch:
-                effects += [Send(route, Configure(chain)) for route in self._roster.routes_of_shard(index)]
-                self._since.pop(index, None)
-        if self._plan is not None and value.chains[self._plan.index].epoch > self._plan.old.epoch:
-            self._plan = None
-        return effects
+        return [Send(route, Configure(value.chains[index])) for index in self._learn(value)
+                for route in self._roster.routes_of_shard(index)]
 
     def _author(self) -> str:
         self._authored += 1

@@ -36,6 +36,7 @@ from meshray.messages.chain import (
     Chain,
     Configure,
     Extend,
+    Fed,
     Feed,
     FollowShard,
     Prepare,
@@ -98,7 +99,7 @@ class ShardServer:
         self._counts = {"joins": 0, "configured": 0}
         self._own: dict[type, Any] = {
             Configure: self._configure, FollowShard: self._follow, Prepare: self._vote, Accept: self._vote,
-            Wedge: self._wedge, Feed: self._feed, DescribeShard: self._describe,
+            Wedge: self._wedge, Feed: self._feed, Fed: self._fed, DescribeShard: self._describe,
             Ping: lambda event, now_ns: [Send(event.route, Pong(event.message.cookie))],
             Leave: lambda event, now_ns: [Stop(event.message.reason)]}
 
@@ -247,11 +248,15 @@ class ShardServer:
         return effects + (self._say_alive(now_ns) if self.joiner.whole and not was_whole else [])
 
     def _fed(self, event: Received, now_ns: int) -> list[Any]:
-        """The joiner has confirmed something: the master that wedged us waits for it to confirm the last thing."""
+        """The joiner has confirmed something. Masters wait for it to have the whole snapshot; who wedged us waits
+        for it to confirm the last thing."""
         member = self.member
         if member is None:
             return []
+        had_all = bool(_joiner(member))
         effects = member.handle(event, now_ns)
+        if _joiner(member) and not had_all:
+            effects += self._say_alive(now_ns)
         if member.wedged and self._wedger and member.is_tail and member.tail.confirmed_by:
             effects.append(self._wedged(member, now_ns))
         return effects

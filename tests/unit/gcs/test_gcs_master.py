@@ -17,6 +17,8 @@ from meshray.messages.chain import (
     Prepare,
     ServerAlive,
     ServerDied,
+    Wedge,
+    Wedged,
 )
 from meshray.messages.node import Shard
 
@@ -60,6 +62,26 @@ class Bench:
         found = [message for _, message in self.sent if isinstance(message, kind)]
         self.sent.clear()
         return found
+
+
+def test_a_plan_is_void_once_another_master_has_changed_the_chain() -> None:
+    bench = Bench("mn")
+    bench.hear("m", b"node", ServerDied("c", 3))
+    shorter = bench.take(Configure)[-1].chain
+    joining = Place("c", "ipc://c", "4-4-x")
+    assert shorter == Chain(2, [A, B])
+    for place in (A, B):
+        bench.says(place, "member", shorter)
+    bench.says(joining, "whole", shorter)
+    bench.take(Configure)
+    bench.says(B, "member", shorter, joiner=joining.life)
+    assert bench.take(Wedge) == [Wedge(2)] * 4
+    bench.hear("n", b"b", Wedged("b", B.life, 2, 0, 0, joining.life))
+    longer = bench.take(Configure)[-1].chain
+    assert longer == Chain(3, [A, B, joining])
+    bench.says(A, "member", longer, to="m")
+    bench.hear("m", b"node", ServerDied("c", 4))
+    assert bench.take(Configure)[-1].chain == Chain(4, [A, B])
 
 
 def test_a_server_is_asked_to_join_in_this_life() -> None:

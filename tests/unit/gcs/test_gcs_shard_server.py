@@ -6,8 +6,8 @@ from typing import Any
 
 from meshray.gcs.log import MarkWhole, Recovered, WipeDisk
 from meshray.gcs.shard_server import ShardServer
-from meshray.machine import Received, Stop
-from meshray.messages.chain import Chain, Configure, Place
+from meshray.machine import Received, Send, Stop
+from meshray.messages.chain import Chain, Configure, Fed, Feed, JoinChain, Place, ServerAlive, Wedge, Wedged
 from meshray.messages.node import Shard
 from tests.sim.gcs_sim.disk import Disk
 
@@ -54,3 +54,29 @@ def test_a_later_life_does_not_join_because_an_earlier_one_should() -> None:
     one = server(Recovered(6, 9, {}, True))
     assert WipeDisk() not in told(one, 6, B, join="0-0-x")
     assert one.role == "idle"
+
+
+def messages(effects: list[Any], kind: type) -> list[Any]:
+    return [effect.message for effect in effects if isinstance(effect, Send) and isinstance(effect.message, kind)]
+
+
+def test_masters_hear_at_once_that_a_joiner_has_everything() -> None:
+    one = server(Recovered(3, 9, {}, True))
+    told(one, 4, A)
+    feeds = messages(one.handle(Received(b"b", JoinChain("2-2-x/1")), 0), Feed)
+    while not feeds[-1].whole:
+        feeds += messages(one.handle(Received(b"b", Fed("2-2-x/1", feeds[-1].number)), 0), Feed)
+    told_to = messages(one.handle(Received(b"b", Fed("2-2-x/1", feeds[-1].number)), 0), ServerAlive)
+    assert [alive.joiner for alive in told_to] == [B.life]
+
+
+def test_a_wedged_tail_says_when_the_joiner_has_confirmed_the_last_thing() -> None:
+    one = server(Recovered(3, 9, {}, True))
+    told(one, 4, A)
+    feeds = messages(one.handle(Received(b"b", JoinChain("2-2-x/1")), 0), Feed)
+    while not feeds[-1].whole:
+        feeds += messages(one.handle(Received(b"b", Fed("2-2-x/1", feeds[-1].number)), 0), Feed)
+    wedged = messages(one.handle(Received(b">m", Wedge(4)), 0), Wedged)
+    assert [message.joiner for message in wedged] == [""]
+    again = messages(one.handle(Received(b"b", Fed("2-2-x/1", feeds[-1].number)), 0), Wedged)
+    assert [message.joiner for message in again] == [B.life]
