@@ -4,9 +4,9 @@
 
 1. Of one row, changes are told in the order of their commits. States that a row had only between two may be left out,
    the last one never is.
-2. A stream whose numbers have a gap is given up, and a new one begun, at whoever is the tail then. It goes on after the
-   version up to which everything was told, if the tail can. Otherwise it begins with a snapshot, which is compared with
-   what was told, so that rows that are gone meanwhile are told, and rows that are the same are not.
+2. A stream whose numbers have a gap, or which its shard has begun anew, is given up. A new one begins at whoever is the
+   tail then: after the version up to which everything was told, if the tail can, otherwise with a snapshot. That is
+   compared with what was told, so that rows that are gone meanwhile are told, and rows that are the same are not.
 3. A watch is renewed as long as it stands: silence of the shard does not pass for silence of the rows.
 """
 
@@ -30,6 +30,8 @@ class Follower(msgspec.Struct, eq=False):
     due_ns: int
     stream: int = 1
     received: int = 0
+    begun: int = 0
+    """Where the shard stood when the stream began; known once something was received."""
     acknowledged: int = 0
     attempt: int = 0
     snapshot: set[bytes] | None = None
@@ -84,6 +86,9 @@ class Subscriptions:
             return [Send(route, Unwatch(message.watch))] if isinstance(message, Changed) else []
         if message.stream != follower.stream:
             return []
+        if not isinstance(message, WatchLost) and follower.received and message.begun != follower.begun:
+            # The shard lost the stream and began another of that name, or had before: their numbers mean nothing to us.
+            return self._restart(subscription, follower, now_ns) if message.begun > follower.begun else []
         match message:
             case Changed():
                 return self._changed(subscription, follower, message, now_ns)
@@ -133,7 +138,7 @@ class Subscriptions:
             return []
         if message.number > follower.received + 1:
             return self._restart(subscription, follower, now_ns)
-        follower.received = message.number
+        follower.received, follower.begun = message.number, message.begun
         follower.attempt = 0
         follower.due_ns = max(follower.due_ns, now_ns + limits.RESEND_NS)
         effects: list[Any] = []

@@ -4,7 +4,8 @@
 
 1. A stream begins with the rows that are committed, and every later commit that touches them follows: nothing between
    the two is left out, because both happen here, one after the other.
-2. The messages of a stream are numbered from 1 without gaps. A client that sees a gap begins a new stream.
+2. The messages of a stream are numbered from 1 without gaps. A client that sees a gap begins a new stream. They say at
+   which version the stream began: a server that lives anew may begin one under an old name, when a Watch comes late.
 3. A stream that its client is too far behind on, does not renew, or cannot be reached for, ends; a client that can
    hear is told so. None is ever thinned out.
 4. A watcher that was told everything up to some version, here or by another tail, goes on from there, as far as
@@ -39,6 +40,8 @@ class Stream(msgspec.Struct, eq=False):
     key: bytes
     prefix: bool
     renewed_ns: int
+    begun: int
+    """The version that was committed when it began."""
     number: int = 0
     received: int = 0
 
@@ -62,7 +65,7 @@ class Watches:
                 return []
             stream.received = max(stream.received, min(message.received, stream.number))
             stream.renewed_ns = now_ns
-            return [Send(route, WatchConfirmed(message.watch, message.stream, stream.number, version))]
+            return [Send(route, WatchConfirmed(message.watch, message.stream, stream.number, version, stream.begun))]
         if message.received:
             return [Send(route, WatchLost(message.watch, message.stream, "the shard does not know this watch"))]
         if stream is not None:
@@ -70,7 +73,8 @@ class Watches:
         if len(self._streams) >= limits.WATCHES_MAX:
             reason = f"the shard keeps {len(self._streams)} watches already"
             return [Send(route, WatchLost(message.watch, message.stream, reason))]
-        new = Stream(route, message.watch, message.stream, message.table, message.key, message.prefix, now_ns)
+        new = Stream(route, message.watch, message.stream, message.table, message.key, message.prefix, now_ns,
+                     version)
         return self._begin(new, message.since, version)
 
     def unwatch(self, route: bytes, watch: int) -> None:
@@ -102,7 +106,8 @@ class Watches:
                 effects.append(self._lose(stream, f"{stream.number - stream.received} messages were not acknowledged"))
             else:
                 stream.number += 1
-                changed = Changed(stream.watch, stream.stream, stream.number, rows, as_of=entry.last)
+                changed = Changed(stream.watch, stream.stream, stream.number, rows, as_of=entry.last,
+                                  begun=stream.begun)
                 effects.append(Send(stream.route, changed))
         return effects
 
@@ -153,7 +158,7 @@ class Watches:
                 return [Send(stream.route, WatchLost(stream.watch, stream.stream, reason))]
             if fresh or not more:
                 stream.number += 1
-                page = Changed(stream.watch, stream.stream, stream.number, fresh, True, more, resumed, version)
+                page = Changed(stream.watch, stream.stream, stream.number, fresh, True, more, resumed, version, version)
                 effects.append(Send(stream.route, page))
                 fresh = []
         self._streams[(stream.route, stream.watch)] = stream

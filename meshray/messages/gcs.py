@@ -157,7 +157,7 @@ class Changed(Message, tag=140):
     """tail -> client. Committed rows, in the order of their commits. ``number`` counts the messages of this stream from
     1 without gaps. ``snapshot``: these are the rows present at the start; ``more`` of them follow. ``resumed``: only
     what changed, or was removed, after the version that the watcher named. ``as_of``: with this message everything up
-    to that version is told."""
+    to that version is told. ``begun``: where the shard stood when this stream began."""
 
     watch: int
     stream: int
@@ -167,16 +167,18 @@ class Changed(Message, tag=140):
     more: bool = False
     resumed: bool = False
     as_of: int = 0
+    begun: int = 0
 
 
 class WatchConfirmed(Message, tag=141):
     """tail -> client. This watch stands; ``number`` is that of the last Changed sent. Who has received that was told
-    everything up to version ``as_of``."""
+    everything up to version ``as_of``. ``begun``: where the shard stood when this stream began."""
 
     watch: int
     stream: int
     number: int
     as_of: int = 0
+    begun: int = 0
 
 
 class WatchLost(Message, tag=142):

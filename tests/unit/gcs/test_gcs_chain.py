@@ -200,10 +200,10 @@ def test_a_watch_tells_present_rows_then_changes() -> None:
     bench = Bench()
     bench.ask(write(1, Op("kv", b"a1", b"x"), Op("kv", b"b", b"y")))
     assert bench.ask(Watch(7, 1, 1, "kv", b"a", True)) == [
-        Changed(7, 1, 1, [Row(b"a1", 1, b"x")], True, as_of=2)]
-    assert bench.ask(Watch(7, 1, 1, "kv", b"a", True)) == [WatchConfirmed(7, 1, 1, 2)]
+        Changed(7, 1, 1, [Row(b"a1", 1, b"x")], True, as_of=2, begun=2)]
+    assert bench.ask(Watch(7, 1, 1, "kv", b"a", True)) == [WatchConfirmed(7, 1, 1, 2, 2)]
     told = bench.ask(write(2, Op("kv", b"a2", b"z"), Op("kv", b"b", b"y"), Op("kv", b"a1", kind=DELETE)))
-    assert told == [Written(2, 3, []), Changed(7, 1, 2, [Row(b"a2", 3, b"z"), Row(b"a1", 5)], as_of=5)]
+    assert told == [Written(2, 3, []), Changed(7, 1, 2, [Row(b"a2", 3, b"z"), Row(b"a1", 5)], as_of=5, begun=2)]
     assert bench.ask(write(3, Op("kv", b"a2", b"", PUT_IF_ABSENT), Op("kv", b"a0", kind=DELETE)))[1:] == []
     assert bench.ask(Unwatch(7), write(4, Op("kv", b"a2"))) == [Written(4, 8, [])]
 
@@ -214,13 +214,16 @@ def test_a_watch_goes_on_after_the_version_that_it_names() -> None:
     bench.ask(write(2, Op("kv", b"a1", kind=DELETE), Op("kv", b"a2", b"new"), Op("kv", b"b", kind=DELETE),
                     Op("kv", b"a3", kind=DELETE), Op("kv", b"a3", b"again")))
     assert bench.ask(Watch(7, 2, 1, "kv", b"a", True, since=6)) == [Changed(
-        7, 2, 1, [Row(b"a1", 7), Row(b"a2", 8, b"new"), Row(b"a3", 11, b"again")], True, resumed=True, as_of=11)]
+        7, 2, 1, [Row(b"a1", 7), Row(b"a2", 8, b"new"), Row(b"a3", 11, b"again")], True, resumed=True, as_of=11,
+        begun=11)]
     assert bench.ask(Watch(8, 1, 1, "kv", b"a1", since=6)) == [
-        Changed(8, 1, 1, [Row(b"a1", 7)], True, resumed=True, as_of=11)]
-    assert bench.ask(Watch(9, 1, 1, "kv", b"a", True, since=11)) == [Changed(9, 1, 1, [], True, resumed=True, as_of=11)]
+        Changed(8, 1, 1, [Row(b"a1", 7)], True, resumed=True, as_of=11, begun=11)]
+    assert bench.ask(Watch(9, 1, 1, "kv", b"a", True, since=11)) == [
+        Changed(9, 1, 1, [], True, resumed=True, as_of=11, begun=11)]
     told = bench.ask(write(3, Op("kv", b"a1", b"back")))[1:]
     assert sorted(told, key=lambda changed: changed.watch) == [
-        Changed(watch, stream, 2, [Row(b"a1", 12, b"back")], as_of=12) for watch, stream in ((7, 2), (8, 1), (9, 1))]
+        Changed(watch, stream, 2, [Row(b"a1", 12, b"back")], as_of=12, begun=11)
+        for watch, stream in ((7, 2), (8, 1), (9, 1))]
 
 
 @pytest.mark.parametrize("reason", ["removals forgotten", "process new", "version from the future"])

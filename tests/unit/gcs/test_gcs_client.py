@@ -208,8 +208,19 @@ def test_a_watch_tells_each_change_once_and_renews() -> None:
     assert client.handle(Received(b">s0", change), 0) == [Send(b">s0", Unwatch(watch))]
 
 
-@pytest.mark.parametrize("news", [Changed(1, 1, 3, []), WatchConfirmed(1, 1, 2), WatchLost(1, 1, "why")],
-                         ids=["gap", "renewal shows a gap", "lost"])
+def test_what_is_left_of_an_earlier_stream_of_that_name_is_passed_over() -> None:
+    client = GcsClient("c", ONE)
+    watch, _ = client.watch("kv", b"", 0, prefix=True)
+    client.handle(Received(b">s0", Changed(watch, 1, 1, [Row(b"a", 9, b"x")], True, as_of=9, begun=9)), 0)
+    late = Changed(watch, 1, 2, [Row(b"a", 5, b"old")], as_of=5, begun=4)
+    assert client.handle(Received(b">s0", late), 0) == []
+    change = Changed(watch, 1, 2, [Row(b"a", 10, b"new")], as_of=10, begun=9)
+    assert client.handle(Received(b">s0", change), 0) == [RowChanged(watch, "kv", b"a", 10, b"new")]
+
+
+@pytest.mark.parametrize("news", [
+    Changed(1, 1, 3, []), WatchConfirmed(1, 1, 2), WatchLost(1, 1, "why"), Changed(1, 1, 1, [], True, begun=9),
+    WatchConfirmed(1, 1, 1, begun=9)], ids=["gap", "renewal shows a gap", "lost", "begun anew", "renewal of another"])
 def test_a_watch_that_missed_something_begins_anew_and_tells_what_is_gone(news: Any) -> None:
     client = GcsClient("c", ONE)
     watch, _ = client.watch("kv", b"", 0, prefix=True)
