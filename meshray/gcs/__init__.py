@@ -22,6 +22,7 @@ Who is in it
 
 - ``register``   the configuration register: acceptors and proposers
 - ``master``, ``roster``, ``configuration``   who notices that a server is gone, and what the next chain is
+- ``lives``      the names of processes, and which came later
 
 The other side
 

@@ -197,7 +197,7 @@ class ChainMember:
 
     def _fed(self, route: bytes, message: Fed, now_ns: int) -> list[Any]:
         version = None if self.wedged else self.version
-        return self.tail.feed(message.life, message.number, version, now_ns) if self.is_tail and not self._newer else []
+        return self.tail.feed(route, message, version, now_ns) if self.is_tail and self._newer is None else []
 
     # --- clients -------------------------------------------------------------------------------------------------
 

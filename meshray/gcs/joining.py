@@ -5,6 +5,8 @@
 1. A joiner begins with an empty disk: what an earlier life left there may have a history that the chain dropped.
 2. The stream is taken in the order of its numbers; what was skipped is sent again. It is confirmed when it is durable.
 3. A joiner that hears nothing, or whose tail is not the tail any more, begins again under another name for the attempt.
+   Once it is whole, a chain may name it, and its disk may be the last: then it begins again only when a tail that is
+   not about to be replaced says that it does not know the stream, or when a new chain does without it.
 
 State: asking -- Feed 1 --> filling -- Feed whole --> whole, and follows the tail until a configuration names it
 """
@@ -70,12 +72,15 @@ class Joiner:
         return [*effects, self._fed()]
 
     def tick(self, now_ns: int) -> list[Any] | None:
-        """Ask again if the tail has not begun; None if this attempt has failed."""
-        if now_ns - self._heard_ns >= limits.JOIN_RETRY_NS and not self.whole:
+        """Ask again if the tail has not begun, or is silent; None if this attempt has failed."""
+        is_silent = now_ns - self._heard_ns >= limits.JOIN_RETRY_NS
+        if is_silent and not self.whole:
             return None
         if now_ns < self._due_ns:
             return []
         self._due_ns = now_ns + limits.FEED_RESEND_NS
+        if is_silent:
+            return [self._fed()]
         return [Send(b">" + self.tail.encode(), JoinChain(self.attempt))] if not self._number else []
 
     def deadline_ns(self) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from meshray.gcs import limits
+from meshray.gcs.lives import number_of, pid_of
 from meshray.messages.chain import Chain, Place, ServerAlive
 from meshray.messages.node import Shard
 
@@ -42,10 +43,10 @@ class Roster:
     def heard(self, route: bytes, alive: ServerAlive, now_ns: int) -> None:
         """A server has said something."""
         known = self.servers.get(alive.name)
-        if (alive.name, _pid(alive.life)) in self._ended_unheard:
+        if (alive.name, pid_of(alive.life)) in self._ended_unheard:
             self._end(alive.name, alive.life)
-        newest = _number(known.alive.life) if known is not None else 0
-        if self._is_dead(alive.name, alive.life) or _number(alive.life) < newest:
+        newest = number_of(known.alive.life) if known is not None else 0
+        if self._is_dead(alive.name, alive.life) or number_of(alive.life) < newest:
             return
         same = known is not None and known.alive.life == alive.life
         since_ns = known.since_ns if known is not None and same else now_ns
@@ -59,7 +60,7 @@ class Roster:
         """A node says that one of its processes has ended. Its number is found as soon as possible, because the system
         may give the pid to a later life."""
         server = self.servers.get(name)
-        if server is not None and _pid(server.alive.life) == str(pid):
+        if server is not None and pid_of(server.alive.life) == str(pid):
             self._end(name, server.alive.life)
         else:
             self._ended_unheard.add((name, str(pid)))
@@ -77,11 +78,17 @@ class Roster:
         """Whether the process in this place has ended for certain."""
         server = self.servers.get(place.name)
         return self._is_dead(place.name, place.life) or (
-            server is not None and _number(server.alive.life) > _number(place.life))
+            server is not None and number_of(server.alive.life) > number_of(place.life))
 
     def is_gone(self, place: Place, now_ns: int) -> bool:
         """Whether it has ended, or was silent for too long."""
         return self.is_dead(place) or self._is_silent(place.name, now_ns, limits.SUSPECT_NS)
+
+    def suspects_ns(self, places: list[Place], now_ns: int) -> int | None:
+        """Return when the first of these will have been silent for too long, unless something is heard; None: all are
+        gone by now."""
+        due = [self._heard_ns(place.name) + limits.SUSPECT_NS + 1 for place in places]
+        return min((due_ns for due_ns in due if due_ns > now_ns), default=None)
 
     def serves(self, place: Place, epoch: int, now_ns: int) -> bool:
         """Whether the member in this place does its work in ``epoch``."""
@@ -166,15 +173,18 @@ class Roster:
         return present
 
     def _is_silent(self, name: str, now_ns: int, limit_ns: int) -> bool:
+        return now_ns - self._heard_ns(name) > limit_ns
+
+    def _heard_ns(self, name: str) -> int:
         server = self.servers.get(name)
-        return now_ns - (server.heard_ns if server is not None else self._begun_ns) > limit_ns
+        return server.heard_ns if server is not None else self._begun_ns
 
     def _is_dead(self, name: str, life: str) -> bool:
-        return _number(life) <= self._ended.get(name, -1) or (name, _pid(life)) in self._ended_unheard
+        return number_of(life) <= self._ended.get(name, -1) or (name, pid_of(life)) in self._ended_unheard
 
     def _end(self, name: str, life: str) -> None:
-        self._ended[name] = max(_number(life), self._ended.get(name, -1))
-        self._ended_unheard.discard((name, _pid(life)))
+        self._ended[name] = max(number_of(life), self._ended.get(name, -1))
+        self._ended_unheard.discard((name, pid_of(life)))
 
 
 def _place(alive: ServerAlive) -> Place:
@@ -183,13 +193,3 @@ def _place(alive: ServerAlive) -> Place:
 
 def _history(alive: ServerAlive) -> int:
     return alive.version
-
-
-def _pid(life: str) -> str:
-    return life.partition("-")[0]
-
-
-def _number(life: str) -> int:
-    """Return which life of its server this is; a name of another form is before all others."""
-    number = life.split("-")[1:2]
-    return int(number[0]) if number and number[0].isdecimal() else 0

@@ -42,6 +42,7 @@ from meshray.messages.chain import (
     Prepare,
     Resume,
     ServerAlive,
+    StreamUnknown,
     Wedge,
     Wedged,
 )
@@ -99,7 +100,8 @@ class ShardServer:
         self._counts = {"joins": 0, "configured": 0}
         self._own: dict[type, Any] = {
             Configure: self._configure, FollowShard: self._follow, Prepare: self._vote, Accept: self._vote,
-            Wedge: self._wedge, Feed: self._feed, Fed: self._fed, DescribeShard: self._describe,
+            Wedge: self._wedge, Feed: self._feed, Fed: self._fed,
+            StreamUnknown: self._stream_unknown, DescribeShard: self._describe,
             Ping: lambda event, now_ns: [Send(event.route, Pong(event.message.cookie))],
             Leave: lambda event, now_ns: [Stop(event.message.reason)]}
 
@@ -246,6 +248,13 @@ class ShardServer:
         effects = self.joiner.feed(event.message, now_ns)
         self._joiner_persists += sum(type(effect) is Persist for effect in effects)
         return effects + (self._say_alive(now_ns) if self.joiner.whole and not was_whole else [])
+
+    def _stream_unknown(self, event: Received, now_ns: int) -> list[Any]:
+        """The tail does not feed this attempt. It is not wedged, so no chain will name us for it."""
+        joiner, message = self.joiner, event.message
+        if joiner is None or message.life != joiner.attempt or message.epoch < self.shard.epoch:
+            return []
+        return self._begin_join(now_ns)
 
     def _fed(self, event: Received, now_ns: int) -> list[Any]:
         """The joiner has confirmed something. Masters wait for it to have the whole snapshot; who wedged us waits

@@ -19,13 +19,14 @@ from typing import Any
 from meshray.gcs import limits
 from meshray.gcs.clients import Clients
 from meshray.gcs.feeding import Feeder
+from meshray.gcs.lives import attempt_of
 from meshray.gcs.log import Committed, Entry, SendUnderLease
 from meshray.gcs.read_lease import ReadLease
 from meshray.gcs.removals import Removals
 from meshray.gcs.tables import TABLES
 from meshray.gcs.watches import Watches
 from meshray.machine import Send
-from meshray.messages.chain import AskReadLease, Extended, JoinChain
+from meshray.messages.chain import AskReadLease, Extended, Fed, JoinChain, StreamUnknown
 from meshray.messages.gcs import Read, ReadAnswered, Row, Scan, Scanned, Watch, WatchLost
 
 _NEVER_NS = 1 << 62
@@ -39,8 +40,8 @@ class Tail:
         self.watches = Watches(committed, self.removals)
         self.lease = ReadLease(now_ns)
         self.feeder: Feeder | None = None
-        self._attempts: dict[str, int] = {}
-        """The latest attempt of each joiner that was fed."""
+        self._attempts: dict[bytes, tuple[int, int]] = {}
+        """The latest attempt that was fed on each route."""
         self.held: list[tuple[bytes, Read | Scan | Watch]] = []
         self.counts = dict.fromkeys(("reads", "scans", "changed", "held"), 0)
         self._committed = committed
@@ -105,20 +106,20 @@ class Tail:
     def join(self, route: bytes, message: JoinChain, version: int, now_ns: int) -> list[Any]:
         """A joiner asks for everything, as of ``version``."""
         if self.feeder is None or self.feeder.life != message.life:
-            name, _, attempt = message.life.rpartition("/")
-            number = int(attempt) if attempt.isdecimal() else 0
-            if number <= self._attempts.get(name, 0) or not (self.feeder is None or self.feeder.may_go(route, now_ns)):
+            attempt = attempt_of(message.life)
+            if attempt <= self._attempts.get(route, (0, 0)) \
+                    or not (self.feeder is None or self.feeder.may_go(route, now_ns)):
                 # A stream that has ended must not begin again: the joiner would take its numbers for those it knows.
                 return []
-            self._attempts[name] = number
+            self._attempts[route] = attempt
             self.feeder = Feeder(route, message.life, self._committed, self._clients, now_ns)
-        return self.feed(message.life, 0, version, now_ns)
+        return self.feed(route, Fed(message.life, 0), version, now_ns)
 
-    def feed(self, life: str, number: int, version: int | None, now_ns: int) -> list[Any]:
-        """The joiner has everything up to ``number``: send more, as of ``version``; None: this tail is wedged."""
-        if self.feeder is None or self.feeder.life != life:
-            return []
-        self.feeder.fed(number, now_ns)
+    def feed(self, route: bytes, message: Fed, version: int | None, now_ns: int) -> list[Any]:
+        """The joiner has everything up to a number: send more, as of ``version``; None: this tail is wedged."""
+        if self.feeder is None or self.feeder.life != message.life:
+            return [Send(route, StreamUnknown(message.life, self._epoch))] if version is not None else []
+        self.feeder.fed(message.number, now_ns)
         return self.feeder.more(self._epoch, version, now_ns) if version is not None else []
 
     @property

@@ -7,6 +7,7 @@ Dialogs::
     member   -> successor    Extend                -> Extended (cumulative), or Resume where something is missing
     tail     -> all others   AskReadLease          -> ReadLeaseGiven
     joiner   -> tail         JoinChain             -> Feed, Feed, ... each acknowledged by Fed
+    joiner   -> tail         Fed                   -> StreamUnknown, if that stream has ended
     server   -> master       ServerAlive           -> Configure, when the server knows an older chain
     master   -> member       Wedge                 -> Wedged
     master   -> member       Configure
@@ -261,10 +262,19 @@ class Feed(Message, tag=166):
 
 
 class Fed(Message, tag=167):
-    """joiner -> tail. All up to ``number`` is on my disk: send more."""
+    """joiner -> tail. All up to ``number`` is on my disk: send more. Answered by Feed if there is more, by
+    StreamUnknown if there will not be. Idempotent: only the greatest counts."""
 
     life: str
     number: int
+
+
+class StreamUnknown(Message, tag=169):
+    """tail -> joiner. In ``epoch`` I am the tail, and have no such stream as ``life``, or no more: begin another. Not
+    answered; idempotent."""
+
+    life: str
+    epoch: int
 
 
 class FollowShard(Message, tag=168):
@@ -275,4 +285,4 @@ class FollowShard(Message, tag=168):
 
 
 MESSAGES = (Extend, Extended, Resume, AskReadLease, ReadLeaseGiven, ServerAlive, Configure, Wedge, Wedged, ServerDied,
-            Prepare, Promised, Accept, Accepted, BallotRefused, JoinChain, Feed, Fed, FollowShard)
+            Prepare, Promised, Accept, Accepted, BallotRefused, JoinChain, Feed, Fed, StreamUnknown, FollowShard)

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from meshray.gcs import limits
 from meshray.gcs.log import MarkWhole, Recovered, WipeDisk
 from meshray.gcs.shard_server import ShardServer
-from meshray.machine import Received, Send, Stop
-from meshray.messages.chain import Chain, Configure, Fed, Feed, JoinChain, Place, ServerAlive, Wedge, Wedged
+from meshray.machine import Received, Send, Stop, Tick
+from meshray.messages.chain import (
+    Chain,
+    Configure,
+    Entry,
+    Fed,
+    Feed,
+    JoinChain,
+    Place,
+    ServerAlive,
+    StreamUnknown,
+    Wedge,
+    Wedged,
+)
 from meshray.messages.node import Shard
 from tests.sim.gcs_sim.disk import Disk
 
@@ -80,3 +93,34 @@ def test_a_wedged_tail_says_when_the_joiner_has_confirmed_the_last_thing() -> No
     assert [message.joiner for message in wedged] == [""]
     again = messages(one.handle(Received(b"b", Fed("2-2-x/1", feeds[-1].number)), 0), Wedged)
     assert [message.joiner for message in again] == [B.life]
+
+
+def test_an_earlier_life_does_not_end_the_stream_of_a_later_one() -> None:
+    one = server(Recovered(3, 9, {}, True))
+    told(one, 4, A)
+    assert messages(one.handle(Received(b"b", JoinChain("2-2-x/1")), 0), Feed)
+    assert not messages(one.handle(Received(b"b", JoinChain("1-1-x/5")), 0), Feed)
+    assert messages(one.handle(Received(b"b", Fed("2-2-x/1", 1)), 0), Feed)
+    assert messages(one.handle(Received(b"b", JoinChain("3-3-x/1")), 0), Feed)
+
+
+def test_a_tail_says_that_a_stream_has_ended_unless_it_is_wedged() -> None:
+    one = server(Recovered(3, 9, {}, True))
+    told(one, 4, A)
+    assert messages(one.handle(Received(b"b", Fed("2-2-x/1", 7)), 0), StreamUnknown) == [StreamUnknown("2-2-x/1", 4)]
+    one.handle(Received(b">m", Wedge(4)), 0)
+    assert one.handle(Received(b"b", Fed("2-2-x/1", 7)), 0) == []
+
+
+def test_a_whole_joiner_begins_again_only_when_its_tail_does_not_know_it() -> None:
+    one = server(Recovered(3, 9, {}, True))
+    told(one, 4, B, join=A.life)
+    attempt = A.life + "/1"
+    one.handle(Received(b">b", Feed(attempt, 1, 4, [Entry(10, 0, "", 0, [], [])], True)), 0)
+    assert one.role == "whole"
+    effects = one.handle(Tick(), 10 * limits.JOIN_RETRY_NS)
+    assert messages(effects, Fed) == [Fed(attempt, 1)] and WipeDisk() not in effects
+    for late in (StreamUnknown(attempt, 3), StreamUnknown(A.life + "/0", 4)):
+        assert one.handle(Received(b">b", late), 0) == []
+    effects = one.handle(Received(b">b", StreamUnknown(attempt, 4)), 0)
+    assert WipeDisk() in effects and messages(effects, JoinChain) == [JoinChain(A.life + "/2")]
