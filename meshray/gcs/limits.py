@@ -105,14 +105,15 @@ HEARTBEAT_NS = 300 * MILLISECOND_NS
 node at once; this is for those that were stopped, and for whole machines. Half as long was too short on two cores that
 eight busy processes shared: members were replaced that were only slow."""
 
-SUSPECT_NS = 3 * HEARTBEAT_NS
-"""A member that was silent this long is replaced. Being wrong costs one join; see ``gcs.master`` for why it is safe."""
+SUSPECT_NS = 800 * MILLISECOND_NS
+"""A member that was silent this long is replaced: two heartbeats were lost, and a third is late. Being wrong costs one
+join; see ``gcs.master`` for why it is safe."""
 
-READ_LEASE_NS = 800 * MILLISECOND_NS
+READ_LEASE_NS = 700 * MILLISECOND_NS
 """How long the tail may answer reads after it asked the other members; below SUSPECT_NS, so that whoever replaces a
 silent tail seldom has to wait for it."""
 
-READ_LEASE_GIVEN_NS = 840 * MILLISECOND_NS
+READ_LEASE_GIVEN_NS = 735 * MILLISECOND_NS
 """The same as its giver counts it: 5 % longer, far above what clocks of two machines differ in their rate."""
 
 READ_LEASE_ASK_NS = 200 * MILLISECOND_NS

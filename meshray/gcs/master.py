@@ -115,6 +115,9 @@ class Master:
             due_ns = min(due_ns, self._found_ns)
         if self._plan is not None and self._plan.quiet_ns is not None and self._plan.quiet_ns > self._looked_ns:
             due_ns = min(due_ns, self._plan.quiet_ns)
+        for chain in self.configuration.chains if self.configuration is not None else ():
+            suspects_ns = self._roster.suspects_ns(chain.places, self._looked_ns)
+            due_ns = due_ns if suspects_ns is None else min(due_ns, suspects_ns)
         proposer_ns = self._proposer.deadline_ns()
         return due_ns if proposer_ns is None else min(due_ns, proposer_ns)
 

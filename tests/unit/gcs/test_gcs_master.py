@@ -8,7 +8,7 @@ from meshray.gcs import limits
 from meshray.gcs.log import KeepVote, Vote
 from meshray.gcs.master import Master
 from meshray.gcs.register import Acceptor
-from meshray.machine import Received, Send
+from meshray.machine import Received, Send, Tick
 from meshray.messages.chain import (
     Accept,
     Chain,
@@ -49,7 +49,13 @@ class Bench:
             self.hear(master, place.name.encode(), alive)
 
     def hear(self, master: str, route: bytes, message: Any) -> None:
-        for effect in self.masters[master].handle(Received(route, message), self.now_ns):
+        self.act(master, self.masters[master].handle(Received(route, message), self.now_ns))
+
+    def tick(self, master: str) -> None:
+        self.act(master, self.masters[master].handle(Tick(), self.now_ns))
+
+    def act(self, master: str, effects: list[Any]) -> None:
+        for effect in effects:
             assert isinstance(effect, Send)
             if isinstance(effect.message, Prepare | Accept):
                 for answer in self.acceptors[effect.to.decode()].handle(master.encode(), effect.message):
@@ -91,3 +97,19 @@ def test_a_server_is_asked_to_join_in_this_life() -> None:
     bench.says(B, "member", shorter)
     bench.says(Place("c", "ipc://c", "4-4-x"), "idle", Chain(0, []))
     assert bench.take(Configure) == [Configure(shorter, True, "4-4-x")]
+
+
+def test_a_master_wakes_when_a_server_becomes_suspect() -> None:
+    bench = Bench("m")
+    master = bench.masters["m"]
+    assert master.configuration is not None
+    chain = master.configuration.chains[0]
+    for place in (A, B):
+        bench.says(place, "member", chain)
+    while not (wedges := bench.take(Wedge)):
+        bench.now_ns = master.deadline_ns()
+        for place in (A, B):
+            bench.says(place, "member", chain)
+        bench.tick("m")
+    assert wedges == [Wedge(1)] * 3
+    assert bench.now_ns == limits.SUSPECT_NS + 1
