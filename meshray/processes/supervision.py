@@ -4,7 +4,8 @@
 
 1. A service that ended starts again: at once the first time, then after pauses that double.
 2. Services that have replicas (``lasting``: global schedulers, and what of the control store is replicated) start
-   again after pauses of at most ``PAUSE_MAX_NS``, for ever: the cluster goes on without them.
+   again after pauses of at most ``PAUSE_MAX_NS``, for ever: the cluster goes on without them. The first start waits
+   too, so that it does not take a CPU from those that are about to go on without it.
 3. Of all others, more than ``RESTARTS_MAX`` ends within ``RESTART_WINDOW_NS`` together end the node: whatever the
    cause is, starting again does not mend it.
 
@@ -50,8 +51,8 @@ class Supervisor:
         before = sum(1 for _, name in self._ends if name == event.name)
         self._ends.append((now_ns, event.name))
         if event.name in self._lasting:
-            self._due[event.name] = now_ns + (min(PAUSE_MAX_NS, PAUSE_NS << min(before - 1, 10)) if before else 0)
-            return self.tick(now_ns)
+            self._due[event.name] = now_ns + min(PAUSE_MAX_NS, PAUSE_NS << min(before, 10))
+            return []
         ends = sum(name not in self._lasting for _, name in self._ends)
         if ends > RESTARTS_MAX:
             return [Stop(f"{ends} services ended within {RESTART_WINDOW_NS // config.SECOND_NS} s, "

@@ -57,3 +57,16 @@ def test_ends_are_forgotten_after_the_window():
     for end in range(3 * RESTARTS_MAX):
         now_ns = end * (RESTART_WINDOW_NS + 1)
         assert supervisor.exited(ended(), now_ns) == [StartService("shard-0-0")]
+
+
+def test_what_has_replicas_starts_again_for_ever_and_never_at_once():
+    supervisor = Supervisor(lasting=["shard-0-0"])
+    pauses_ns = []
+    for end in range(2 * RESTARTS_MAX):
+        now_ns = end * config.SECOND_NS
+        assert supervisor.exited(ended(), now_ns) == []
+        due_ns = supervisor.deadline_ns()
+        assert supervisor.tick(due_ns) == [StartService("shard-0-0")]
+        pauses_ns.append(due_ns - now_ns)
+    assert pauses_ns[:4] == [PAUSE_NS, 2 * PAUSE_NS, 4 * PAUSE_NS, 8 * PAUSE_NS]
+    assert max(pauses_ns) == PAUSE_MAX_NS
