@@ -6,8 +6,10 @@
    has them. A piece is what the tail has of a range of keys at its place in the stream; rows beyond that range that
    entries change early come again with their own piece, rows before it are kept right by the entries. So when the last
    piece has come, the joiner has exactly what the tail has, without a long read transaction on either disk.
-2. Pieces are sent under credit; entries are sent at once, and kept until the joiner has confirmed them. A joiner that
-   falls too far behind is dropped, and begins again.
+2. A piece is sent when the joiner has the one before on its disk; entries are sent at once, and kept until the joiner
+   has confirmed them. A joiner that falls too far behind is dropped, and begins again. Of tail and joiner thus only one
+   works on the snapshot at a time: with more pieces on the way both are busy all the time, and on a machine that they
+   share, whoever uses the chain waits for a CPU behind them.
 3. When the joiner becomes the successor, what it has not confirmed is the sent list that chain replication wants.
 
 Departure: OSDI'04 s3.3 stops at "forward the history first"; a history grows without bound, so here it is the state.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from meshray.gcs import limits
@@ -24,7 +27,7 @@ from meshray.gcs.clients import Clients
 from meshray.gcs.log import Committed
 from meshray.gcs.tables import TABLES
 from meshray.machine import Send
-from meshray.messages.chain import ClientRecord, Entry, Feed
+from meshray.messages.chain import ClientRecord, Entry, Feed, RowChange
 
 
 class Feeder:
@@ -40,6 +43,8 @@ class Feeder:
         """Tables that are not done, the present one last, each with the key after which to go on."""
         self._unfed: deque[Feed] = deque()
         self._number = 0
+        self._piece_number = 0
+        """The number of the last piece."""
         self._bytes = 0
         self._whole = False
         self._due_ns = self._heard_ns = now_ns
@@ -49,13 +54,14 @@ class Feeder:
         return [self._feed(epoch, entries, now_ns)]
 
     def more(self, epoch: int, version: int, now_ns: int) -> list[Any]:
-        """Send as many pieces of the snapshot, as of ``version``, as there is credit for."""
-        effects = []
-        while not self._whole and len(self._unfed) < limits.SNAPSHOT_CREDIT:
-            piece = self._piece(version)
-            self._whole = not self._names and not self._places
-            effects.append(self._feed(epoch, [piece], now_ns))
-        return effects
+        """Send the next piece of the snapshot, as of ``version``, if the joiner has the last one."""
+        if self._whole or not self._has_piece:
+            return []
+        piece = self._piece(version)
+        self._whole = not self._names and not self._places
+        feed = self._feed(epoch, [piece], now_ns)
+        self._piece_number = self._number
+        return [feed]
 
     def fed(self, number: int, now_ns: int) -> None:
         """The joiner has everything up to ``number``."""
@@ -69,7 +75,7 @@ class Feeder:
         if not self._unfed or now_ns < self._due_ns:
             return []
         self._due_ns = now_ns + limits.FEED_RESEND_NS
-        return [Send(self.route, feed) for feed in list(self._unfed)[: limits.SNAPSHOT_CREDIT]]
+        return [Send(self.route, feed) for feed in islice(self._unfed, limits.SNAPSHOT_RESENDS)]
 
     def deadline_ns(self) -> int | None:
         """When ``tick`` is due."""
@@ -78,7 +84,11 @@ class Feeder:
     @property
     def has_all(self) -> bool:
         """Whether the joiner has confirmed the whole snapshot, so that the next chain may be planned with it."""
-        return self._whole and not any(entry.count == 0 for feed in self._unfed for entry in feed.entries)
+        return self._whole and self._has_piece
+
+    @property
+    def _has_piece(self) -> bool:
+        return not self._unfed or self._unfed[0].number > self._piece_number
 
     @property
     def has_confirmed(self) -> str:
@@ -108,15 +118,19 @@ class Feeder:
         return Send(self.route, feed)
 
     def _piece(self, version: int) -> Entry:
-        """Return the next piece: records of clients first, then the rows of one table after another."""
+        """Return the next piece: records of clients first, then the rows of one table after the other."""
         if self._names:
             taken, self._names = self._names[: limits.SNAPSHOT_CHUNK_ROWS], self._names[limits.SNAPSHOT_CHUNK_ROWS :]
             return Entry(version + 1, 0, "", 0, [], [], records=tuple(self._records(taken)))
-        table, after = self._places.pop()
-        rows, more = self._committed.scan(table, b"", after, limits.SNAPSHOT_CHUNK_ROWS)
-        if more:
-            self._places.append((table, rows[-1].key))
-        return Entry(version + 1, 0, "", 0, [(table, row.key, row.version, row.value) for row in rows], [])
+        changes: list[RowChange] = []
+        more = False
+        while self._places and not more:
+            table, after = self._places.pop()
+            rows, more = self._committed.scan(table, b"", after, limits.SNAPSHOT_CHUNK_ROWS - len(changes))
+            changes += [(table, row.key, row.version, row.value) for row in rows]
+            if more:
+                self._places.append((table, rows[-1].key if rows else after))
+        return Entry(version + 1, 0, "", 0, changes, [])
 
     def _records(self, names: list[str]) -> Iterator[tuple[str, ClientRecord]]:
         for name in names:

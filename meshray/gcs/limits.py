@@ -123,10 +123,11 @@ HELD_READS_MAX = 1_000
 """Reads that wait at a tail without a lease; those beyond are asked again by their clients."""
 
 SNAPSHOT_CHUNK_ROWS = 500
-"""Rows in one piece of a snapshot: reading them takes the tail half a millisecond."""
+"""Rows in one piece of a snapshot: reading and sending them takes the tail less than a millisecond, during which the
+chain's own work waits."""
 
-SNAPSHOT_CREDIT = 8
-"""Messages that a joiner may not have confirmed yet before the tail sends no further pieces of a snapshot."""
+SNAPSHOT_RESENDS = 8
+"""Messages that a joiner is sent again at once, when it has confirmed nothing for FEED_RESEND_NS."""
 
 FEED_BYTES_MAX = 256 * MIB
 """New entries that the tail keeps for a joiner; one that is further behind has to begin again."""
