@@ -6,7 +6,8 @@
 2. The stream is taken in the order of its numbers; what was skipped is sent again. It is confirmed when it is durable.
 3. A joiner that hears nothing, or whose tail is not the tail any more, begins again under another name for the attempt.
    Once it is whole, a chain may name it, and its disk may be the last: then it begins again only when a tail that is
-   not about to be replaced says that it does not know the stream, or when a new chain does without it.
+   not about to be replaced says that it does not know the stream, or when the chain has another tail, which cannot have
+   confirmed it.
 
 State: asking -- Feed 1 --> filling -- Feed whole --> whole, and follows the tail until a configuration names it
 """
@@ -25,9 +26,10 @@ from meshray.messages.node import Shard
 class Joiner:
     """One attempt."""
 
-    def __init__(self, shard: Shard, life: str, attempt: int, now_ns: int) -> None:
-        """Join behind the tail of ``shard``; ``attempt`` must be new for this ``life``."""
+    def __init__(self, shard: Shard, feeder: str, life: str, attempt: int, now_ns: int) -> None:
+        """Join behind the tail of ``shard``, in its life ``feeder``; ``attempt`` must be new for this ``life``."""
         self.shard = shard
+        self.feeder = feeder
         self.attempt = f"{life}/{attempt}"
         self.whole = False
         self._clients: dict[str, ClientRecord] = {}
@@ -50,8 +52,7 @@ class Joiner:
         """Empty the disk and ask the tail."""
         name, endpoint = self.shard.members[-1]
         self._due_ns = now_ns + limits.FEED_RESEND_NS
-        asks = Send(b">" + name.encode(), JoinChain(self.attempt))
-        return [WipeDisk(), Disconnect(name), Connect(name, endpoint), asks]
+        return [WipeDisk(), Disconnect(name), Connect(name, endpoint), self._ask()]
 
     def feed(self, message: Feed, now_ns: int) -> list[Any]:
         """Take the next piece of the stream."""
@@ -81,11 +82,19 @@ class Joiner:
         self._due_ns = now_ns + limits.FEED_RESEND_NS
         if is_silent:
             return [self._fed()]
-        return [Send(b">" + self.tail.encode(), JoinChain(self.attempt))] if not self._number else []
+        return [self._ask()] if not self._number else []
+
+    def go_on(self, shard: Shard) -> list[Any]:
+        """The chain is new, and has the same tail: ask whether it still has the stream."""
+        self.shard = shard
+        return [self._fed()]
 
     def deadline_ns(self) -> int:
         """When ``tick`` is due."""
         return self._due_ns
+
+    def _ask(self) -> Send:
+        return Send(b">" + self.tail.encode(), JoinChain(self.attempt, self.feeder))
 
     def _fed(self) -> Send:
         """Confirm. It leaves after what this turn persists, like everything."""

@@ -39,6 +39,7 @@ from meshray.messages.chain import (
     Fed,
     Feed,
     FollowShard,
+    JoinChain,
     Prepare,
     Resume,
     ServerAlive,
@@ -94,14 +95,12 @@ class ShardServer:
         """Whether this life was a member, and was left out."""
         self._wedger = b""
         """The master that wedged us last."""
-        self._feeder_life = ""
-        """Whom the joiner joins behind."""
         self._alive_ns = now_ns
         self._counts = {"joins": 0, "configured": 0}
         self._own: dict[type, Any] = {
             Configure: self._configure, FollowShard: self._follow, Prepare: self._vote, Accept: self._vote,
             Wedge: self._wedge, Feed: self._feed, Fed: self._fed,
-            StreamUnknown: self._stream_unknown, DescribeShard: self._describe,
+            StreamUnknown: self._stream_unknown, JoinChain: self._join_asked, DescribeShard: self._describe,
             Ping: lambda event, now_ns: [Send(event.route, Pong(event.message.cookie))],
             Leave: lambda event, now_ns: [Stop(event.message.reason)]}
 
@@ -205,11 +204,9 @@ class ShardServer:
         elif self.member is not None:
             self.member, self._recovered, self._left = None, Recovered(shard.epoch), True
         elif self.joiner is not None:
-            # Only the tail that has fed us all along goes on doing so: not its next life, nor one that was no tail in
-            # a chain between, of which we did not hear.
-            fed_on = chain.epoch == self.joiner.shard.epoch + 1 and chain.places[-1].life == self._feeder_life
-            self.joiner.shard = shard
-            effects += self._begin_join(now_ns) if is_news and not fed_on else []
+            if is_news:
+                same = chain.places[-1].life == self.joiner.feeder
+                effects += self.joiner.go_on(shard) if same else self._begin_join(now_ns)
         elif join:
             effects += self._begin_join(now_ns)
         if not is_news:
@@ -237,8 +234,7 @@ class ShardServer:
         self._counts["joins"] += 1
         self._recovered = Recovered(self.shard.epoch)
         assert self._chain is not None
-        self._feeder_life = self._chain.places[-1].life
-        self.joiner = Joiner(self.shard, self.life, self._attempts, now_ns)
+        self.joiner = Joiner(self.shard, self._chain.places[-1].life, self.life, self._attempts, now_ns)
         return self.joiner.begin(now_ns)
 
     def _feed(self, event: Received, now_ns: int) -> list[Any]:
@@ -248,6 +244,11 @@ class ShardServer:
         effects = self.joiner.feed(event.message, now_ns)
         self._joiner_persists += sum(type(effect) is Persist for effect in effects)
         return effects + (self._say_alive(now_ns) if self.joiner.whole and not was_whole else [])
+
+    def _join_asked(self, event: Received, now_ns: int) -> list[Any]:
+        if self.member is None or event.message.tail != self.life:
+            return []
+        return self.member.handle(event, now_ns)
 
     def _stream_unknown(self, event: Received, now_ns: int) -> list[Any]:
         """The tail does not feed this attempt. It is not wedged, so no chain will name us for it."""

@@ -244,10 +244,11 @@ class BallotRefused(Message, tag=164):
 
 
 class JoinChain(Message, tag=165):
-    """joiner -> tail. Send me all you have, and then what comes. ``life`` tells one attempt from another. Answered by
-    Feed number 1. Idempotent by life."""
+    """joiner -> tail. Send me all you have, and then what comes. ``life`` tells one attempt from another; only the life
+    ``tail`` is asked, so that an attempt has one stream. Answered by Feed number 1. Idempotent by life."""
 
     life: str
+    tail: str
 
 
 class Feed(Message, tag=166):
