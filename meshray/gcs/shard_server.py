@@ -36,6 +36,7 @@ from meshray.messages.chain import (
     Chain,
     Configure,
     Extend,
+    Extended,
     Fed,
     Feed,
     FollowShard,
@@ -59,7 +60,7 @@ from meshray.messages.gcs import (
 )
 from meshray.messages.node import Leave, Ping, Pong, Shard
 
-_OF_AN_EPOCH = frozenset((Write, CloseClient, Read, Scan, Watch, AskReadLease, Extend, Resume))
+_OF_AN_EPOCH = frozenset((Write, CloseClient, Read, Scan, Watch, AskReadLease, Extend, Extended, Resume))
 """Messages that may come from somebody who heard of a new chain before us."""
 
 
@@ -118,7 +119,7 @@ class ShardServer:
             own = self._own.get(type(event.message))
             if own is not None:
                 effects: list[Any] = own(event, now_ns)
-            elif self._masters and type(event.message) in _OF_AN_EPOCH and event.message.epoch > self.shard.epoch:
+            elif self._masters and type(event.message) in _OF_AN_EPOCH and event.message.epoch > self._epoch:
                 effects = self._keep_for_later(event)
             elif self.member is not None:
                 effects = self.member.handle(event, now_ns)
@@ -150,6 +151,11 @@ class ShardServer:
             self._mark = False
             effects.append(MarkWhole(self.shard.epoch))
         return effects
+
+    @property
+    def _epoch(self) -> int:
+        """The epoch in which this server acts: a member adopts a new chain when what it has taken is on the disk."""
+        return self.member.shard.epoch if self.member is not None else self.shard.epoch
 
     def _keep_for_later(self, event: Received) -> list[Any]:
         """The sender knows a newer chain than we do: it will come here too, so let the message wait for that."""

@@ -9,6 +9,7 @@ from meshray.gcs.log import MarkWhole, Persist, Recovered, WipeDisk
 from meshray.gcs.shard_server import ShardServer
 from meshray.machine import Received, Send, Stop, Tick
 from meshray.messages.chain import (
+    AskReadLease,
     Chain,
     Configure,
     Entry,
@@ -16,6 +17,7 @@ from meshray.messages.chain import (
     Feed,
     JoinChain,
     Place,
+    ReadLeaseGiven,
     ServerAlive,
     StreamUnknown,
     Wedge,
@@ -176,3 +178,16 @@ def test_a_tail_feeds_only_joiners_that_ask_its_present_life() -> None:
     told(one, 4, A)
     assert one.handle(Received(b"b", JoinChain("2-2-x/1", "0-0-x")), 0) == []
     assert messages(one.handle(Received(b"b", JoinChain("2-2-x/1", A.life)), 0), Feed)
+
+
+def test_what_comes_for_a_new_chain_waits_until_the_member_has_adopted_it() -> None:
+    disk = Disk()
+    one = server(Recovered(3, 9, {}, True), disk)
+    told(one, 4, A)
+    taken = one.handle(Received(b"c", Write("c", 1, 4, [Op("kv", b"a", b"x")])), 0)
+    told(one, 5, A, B)
+    assert one.handle(Received(b"b", AskReadLease(5, 77)), 0) == []
+    assert one.handle(Received(b"c", Write("d", 1, 5, [Op("kv", b"b", b"y")])), 0) == []
+    effects = [effect for done in disk.persist(taken) for effect in one.handle(done, 0)]
+    assert messages(effects, ReadLeaseGiven) == [ReadLeaseGiven(5, 77)]
+    assert [effect.entry.client for effect in effects if isinstance(effect, Persist)] == ["d"]
