@@ -20,6 +20,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -146,24 +147,30 @@ def measure(replicas: int, kills: int, rows: int) -> Iterator[dict[str, Any]]:
         client = Client(cluster.caller())
         for role in roles:
             gaps = [strike(cluster, client, role, signal.SIGKILL) for _ in range(kills)]
-            yield line(f"gap_ms_{role}", max(gap.failover_ms for gap in gaps), "ms", "<= 30, aim 10", kills)
+            yield line(f"gap_ms_{role}", [gap.failover_ms for gap in gaps], "ms", "<= 30, aim 10")
         for role in roles:
             gaps = [strike(cluster, client, role, signal.SIGSTOP) for _ in range(max(1, kills // 5))]
-            heartbeats = max(gap.failover_ms for gap in gaps) * 1e6 / limits.HEARTBEAT_NS
-            yield line(f"gap_heartbeats_{role}", heartbeats, "heartbeats", "<= 3", len(gaps))
+            heartbeats = [gap.failover_ms * 1e6 / limits.HEARTBEAT_NS for gap in gaps]
+            yield line(f"gap_heartbeats_{role}", heartbeats, "heartbeats", "<= 3")
         if rows:
             fill(client.caller, rows)
             gaps = [strike(cluster, client, random.choice(roles), signal.SIGKILL) for _ in range(kills)]
-            yield line("gap_ms_join", max(gap.join_ms for gap in gaps), "ms", "<= 30, aim 10", kills)
-            yield line("join_s", max(gap.whole_s for gap in gaps), "s", "-", kills)
-        yield line("lost_writes", client.lost(), "rows", "0", client.calls)
-        yield line("duplicated_writes", client.duplicated, "rows", "0", client.calls)
+            yield line("gap_ms_join", [gap.join_ms for gap in gaps], "ms", "<= 30, aim 10")
+            yield line("join_s", [gap.whole_s for gap in gaps], "s", "-")
+        yield count("lost_writes", client.lost(), client.calls)
+        yield count("duplicated_writes", client.duplicated, client.calls)
         client.caller.close()
 
 
-def line(row: str, value: float, unit: str, asked: str, count: int) -> dict[str, Any]:
-    """Return one line of output; there is no peer and no limit here."""
-    return {"row": row, "value": value, "unit": unit, "peer": None, "limit": None, "asked": asked, "of": count}
+def line(row: str, values: list[float], unit: str, asked: str) -> dict[str, Any]:
+    """Return one line of output: the largest, and beside it the median; there is no peer and no limit here."""
+    return {"row": row, "value": max(values), "unit": unit, "peer": None, "limit": None, "asked": asked,
+            "of": len(values), "median": statistics.median(values)}
+
+
+def count(row: str, rows: int, calls: int) -> dict[str, Any]:
+    """Return one line of output for rows with which something is wrong."""
+    return {"row": row, "value": rows, "unit": "rows", "peer": None, "limit": None, "asked": "0", "of": calls}
 
 
 def main() -> None:
@@ -176,8 +183,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for each in measure(arguments.replicas, arguments.kills, arguments.rows):
         print(json.dumps(each) if arguments.json else
-              f"{each['row']:24} {number(each['value']):>8} {each['unit']:10} (asked {each['asked']}; {each['of']})",
-              flush=True)
+              f"{each['row']:24} {number(each['value']):>8} {each['unit']:10} (asked {each['asked']}; of {each['of']}"
+              + (f", median {number(each['median'])})" if "median" in each else ")"), flush=True)
 
 
 if __name__ == "__main__":
