@@ -24,6 +24,7 @@ from typing import Any
 
 from meshray.gcs import limits
 from meshray.gcs.clients import Clients
+from meshray.gcs.lives import attempt_of
 from meshray.gcs.log import Committed
 from meshray.gcs.tables import TABLES
 from meshray.machine import Send
@@ -95,9 +96,11 @@ class Feeder:
         """The life of the joiner that has all that this tail has; empty if it may lack something."""
         return self.life.partition("/")[0] if self._whole and not self._unfed else ""
 
-    def may_go(self, route: bytes, now_ns: int) -> bool:
-        """Whether another attempt, from ``route``, may take the place of this one."""
-        return route == self.route or now_ns - self._heard_ns > 2 * limits.JOIN_RETRY_NS
+    def may_go(self, route: bytes, life: str, now_ns: int) -> bool:
+        """Whether another attempt, from ``route``, may take the place of this one: a later one of the same server, or
+        any when this one is silent."""
+        is_later = route == self.route and attempt_of(life) > attempt_of(self.life)
+        return is_later or now_ns - self._heard_ns > 2 * limits.JOIN_RETRY_NS
 
     @property
     def is_too_far_behind(self) -> bool:

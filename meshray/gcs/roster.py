@@ -5,7 +5,8 @@
 1. ``is_dead`` is certain: the process has ended. ``is_gone`` may be wrong.
 2. A process is named by its life: what is known of one says nothing of the next.
 3. The lives of a server have numbers that grow, since its disk counts them. One that is heard of ends all before it; a
-   word of one of those, which was long on its way, says nothing any more.
+   word of one of those, which was long on its way, says nothing any more. Only when the later one is silent it is
+   listened to: it may have a new disk and a clock that is behind. It still proves nothing of the later one.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ class Roster:
         known = self.servers.get(alive.name)
         if (alive.name, pid_of(alive.life)) in self._ended_unheard:
             self._end(alive.name, alive.life)
-        newest = number_of(known.alive.life) if known is not None else 0
-        if self._is_dead(alive.name, alive.life) or number_of(alive.life) < newest:
+        if self._is_dead(alive.name, alive.life):
+            return
+        if known is not None and number_of(alive.life) < number_of(known.alive.life) \
+                and not self._is_silent(alive.name, now_ns, limits.SUSPECT_NS):
             return
         same = known is not None and known.alive.life == alive.life
         since_ns = known.since_ns if known is not None and same else now_ns

@@ -40,8 +40,8 @@ class Tail:
         self.watches = Watches(committed, self.removals)
         self.lease = ReadLease(now_ns)
         self.feeder: Feeder | None = None
-        self._attempts: dict[bytes, tuple[int, int]] = {}
-        """The latest attempt that was fed on each route."""
+        self._attempts: dict[str, int] = {}
+        """The latest attempt of each joiner that was fed."""
         self.held: list[tuple[bytes, Read | Scan | Watch]] = []
         self.counts = dict.fromkeys(("reads", "scans", "changed", "held"), 0)
         self._committed = committed
@@ -106,12 +106,12 @@ class Tail:
     def join(self, route: bytes, message: JoinChain, version: int, now_ns: int) -> list[Any]:
         """A joiner asks for everything, as of ``version``."""
         if self.feeder is None or self.feeder.life != message.life:
-            attempt = attempt_of(message.life)
-            if attempt <= self._attempts.get(route, (0, 0)) \
-                    or not (self.feeder is None or self.feeder.may_go(route, now_ns)):
+            name, number = message.life.partition("/")[0], attempt_of(message.life)[1]
+            if number <= self._attempts.get(name, 0) \
+                    or not (self.feeder is None or self.feeder.may_go(route, message.life, now_ns)):
                 # A stream that has ended must not begin again: the joiner would take its numbers for those it knows.
                 return []
-            self._attempts[route] = attempt
+            self._attempts[name] = number
             self.feeder = Feeder(route, message.life, self._committed, self._clients, now_ns)
         return self.feed(route, Fed(message.life, 0), version, now_ns)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from meshray.gcs import limits
 from meshray.gcs.roster import Roster
 from meshray.messages.chain import Chain, Place, ServerAlive
 
@@ -30,6 +31,14 @@ def test_a_late_word_of_an_earlier_life_proves_nothing() -> None:
     roster.heard(b"a", alive("36-36-x"), 1)
     roster.heard(b"a", alive("35-35-x"), 2)
     assert roster.servers["a"].alive.life == "36-36-x"
+    assert not roster.is_dead(CHAIN.places[0])
+
+
+def test_an_earlier_number_is_heard_when_the_later_life_is_silent_and_proves_nothing_of_it() -> None:
+    roster = Roster(0)
+    roster.heard(b"a", alive("36-36-x"), 0)
+    roster.heard(b"a", alive("9-9-y"), limits.SUSPECT_NS + 1)
+    assert roster.servers["a"].alive.life == "9-9-y"
     assert not roster.is_dead(CHAIN.places[0])
 
 

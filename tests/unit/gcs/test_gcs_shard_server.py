@@ -135,6 +135,8 @@ def test_an_earlier_life_does_not_end_the_stream_of_a_later_one() -> None:
     assert messages(one.handle(Received(b"b", JoinChain("2-2-x/1", A.life)), 0), Feed)
     assert not messages(one.handle(Received(b"b", JoinChain("1-1-x/5", A.life)), 0), Feed)
     assert not messages(one.handle(Received(b"b", Fed("2-2-x/1", 1)), 0), StreamUnknown)
+    later_ns = 2 * limits.JOIN_RETRY_NS + 1
+    assert messages(one.handle(Received(b"b", JoinChain("1-1-x/6", A.life)), later_ns), Feed), "after a long silence"
     assert messages(one.handle(Received(b"b", JoinChain("3-3-x/1", A.life)), 0), Feed)
     assert messages(one.handle(Received(b"b", Fed("2-2-x/1", 1)), 0), StreamUnknown)
 
