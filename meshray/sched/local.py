@@ -103,9 +103,9 @@ class LocalScheduler:
         useful = self._take(event)
         overdue = now_ns - self._sweep_ns >= WAITING_TICK_NS
         waiting = self._demands.waiting() if useful or overdue else None
-        if overdue and waiting is not None:
-            self._sweep(waiting)
         if waiting is not None:
+            if overdue:
+                self._sweep(waiting)
             self._schedule(waiting)
         self._presence.beat(self._spill.schedulers, waiting)
         effects, context.effects = context.effects, []
