@@ -231,6 +231,24 @@ def test_a_node_given_up_comes_back_clean() -> None:
     assert cluster.network.sent["NodeGone"] >= 2, "the others and the node itself are told"
 
 
+def test_a_node_that_joins_takes_over_work_that_waits() -> None:
+    cluster = Cluster(4, [{"CPU": 2 * UNIT}, {"CPU": 2 * UNIT}], replicas=2)
+    cluster.rest(300 * MS)
+    driver = cluster.driver("node-0")
+    rng = random.Random(4)
+    tasks = [Task(CPU, rng.choice([MS, 10 * MS, 100 * MS, S]), function=number % 3) for number in range(120)]
+    started_ns = cluster.clock.now_ns
+    driver.submit(tasks)
+    cluster.rest(S)
+    cluster.add_node("node-late", {"CPU": 4 * UNIT})
+    finish(cluster, [driver], 60 * S)
+    left_ns = sum(task.run_ns for task in tasks) - 4 * S
+    took_ns = cluster.clock.now_ns - 2 * S - started_ns
+    late_ns = sum(task.run_ns for task in tasks if task.ran_at == "node-late")
+    assert late_ns > left_ns * 2 // 5, f"{late_ns // MS} of {left_ns // MS} ms ran on the node that joined"
+    assert took_ns < S + left_ns // 8 + 2 * S, "the last task, and what it takes to find the node"
+
+
 def test_short_work_behind_work_that_turns_out_long_goes_where_there_is_room() -> None:
     cluster = Cluster(1, [{"CPU": 2 * UNIT}, {"CPU": 2 * UNIT}], replicas=2)
     cluster.rest(300 * MS)
