@@ -29,6 +29,7 @@ from meshray.messages.objects import (
 from meshray.messages.tasks import Location
 from meshray.store import events
 from meshray.store.bulk_desk import Desk
+from meshray.store.bulk_findings import Findings, Kind
 from meshray.store.manifest import DIGEST_BYTES, chunk_range, digests_of, verify
 from meshray.store.service import StoreService
 
@@ -63,6 +64,7 @@ class Node:
         self.name = name
         self.memory = memoryview(bytearray(capacity_bytes)) if world.content else memoryview(b"")
         self.desk = Desk()
+        self.findings = Findings()
         self.store = StoreService(
             capacity_bytes, name, resolve_node=lambda other: f"sim://{other}" if other in world.nodes else None,
             nodes=lambda: world.nodes, bulk=lambda: f"bulk://{name}", draw=world.random.randrange,
@@ -186,10 +188,13 @@ class World:
             case events.BeginTransfer():
                 node.desk.begin(effect)
             case events.CopyChunks():
+                node.findings.asked(len(effect.chunks))
                 for pair in zip(effect.chunks, effect.sources, strict=True):
                     self.copy(node, effect.transfer, *pair)
             case events.EndTransfer(transfer):
                 node.desk.end(effect)
+                if not node.desk.transfers:
+                    node.findings.forget_asked()
                 self.post(node.name, events.TransferEnded(transfer), slow_ns)
             case events.Grant():
                 node.desk.grant(effect)
@@ -229,10 +234,12 @@ class World:
 
     def ask(self, node: Node, ask: events.AskChunks) -> None:
         assert ask.endpoint == f"bulk://{ask.holder}"
+        node.findings.asked(len(ask.chunks))
         if self.random.random() >= self.loss:
             self.at(self.now_ns + self.delay_ns(), ask.holder, lambda: self.serve(self.nodes[ask.holder], node, ask))
 
     def serve(self, holder: Node, asker: Node, ask: events.AskChunks) -> None:
+        refused = []
         for chunk in ask.chunks:
             place = holder.desk.served(ask.ticket, ask.object, chunk)
             if type(place) is bytes and self.random.random() < self.disk_errors:
@@ -240,8 +247,7 @@ class World:
                 self.handle(holder, events.ChunksUnreadable(ask.object))
                 place = None
             if place is None:
-                missing = events.ChunksMissing(ask.object, holder.name, [chunk])
-                self.post(asker.name, missing, self.delay_ns())
+                refused.append(chunk)
                 continue
             self.chunks_sent[holder.name] += 1
             if type(place) is bytes:
@@ -257,6 +263,9 @@ class World:
                 arrive = self.arrival(asker, holder, ask.object, chunk, data, honest)
                 sent_ns = holder.up.carry(self.now_ns, size_bytes)
                 self.at(sent_ns + self.delay_ns(), asker.name, self.receiving(asker, size_bytes, arrive))
+        if refused:
+            self.at(self.now_ns + self.delay_ns(), asker.name,
+                    self.finding(asker, events.ChunksMissing, ask.object, holder.name, refused))
 
     def receiving(self, asker: Node, size_bytes: int, arrive: Callable[[], None]) -> Callable[[], None]:
         """What comes in queues for the asker's link only when it is there."""
@@ -267,13 +276,31 @@ class World:
         def arrive() -> None:
             transfer = node.desk.wanted(object_, chunk)
             if transfer is None:
+                node.findings.answered(1)
                 return
             good = verify(transfer.digest(chunk), data) if self.content else honest
             if good:
                 self.write(node, transfer, chunk, data)
             kind = events.ChunksArrived if good else events.ChunksBad
-            self.handle(node, kind(object_, holder.name, [chunk]))
+            self.finding(node, kind, object_, holder.name, [chunk])()
         return arrive
+
+    def finding(self, node: Node, kind: Kind, object_: bytes, holder: str, chunks: list[int]) -> Callable[[], None]:
+        def found() -> None:
+            node.findings.answered(len(chunks))
+            for chunk in chunks:
+                node.findings.add(kind, object_, holder, chunk, self.now_ns)
+            self.tell(node)
+        return found
+
+    def tell(self, node: Node) -> None:
+        """Let the store hear what the bulk plane found, if it is time."""
+        due_ns = node.findings.due_ns()
+        if due_ns is not None and due_ns > self.now_ns:
+            self.at(due_ns, node.name, lambda: self.tell(node))
+        elif due_ns is not None:
+            for event in node.findings.take():
+                self.handle(node, event)
 
     def write(self, node: Node, transfer: Any, chunk: int, data: bytearray) -> None:
         offset, size_bytes = transfer.range_of(chunk)
@@ -285,6 +312,7 @@ class World:
         def copied() -> None:
             transfer = node.desk.transfers.get(number)
             if transfer is None or transfer.done[chunk]:
+                node.findings.answered(1)
                 return
             size_bytes = transfer.range_of(chunk)[1]
             data = bytearray(node.memory[source : source + size_bytes])
@@ -292,7 +320,7 @@ class World:
             if good:
                 self.write(node, transfer, chunk, data)
             kind = events.ChunksArrived if good else events.ChunksMissing
-            self.handle(node, kind(transfer.object, "", [chunk]))
+            self.finding(node, kind, transfer.object, "", [chunk])()
         self.at(self.now_ns + self.delay_ns(), node.name, copied)
 
     # --- objects -------------------------------------------------------------------------------------------------
