@@ -212,9 +212,9 @@ class ChunkServer:
 
     # --- for the puller ------------------------------------------------------------------------------------------
 
-    def announce(self, pull: Pull, now_ns: int) -> list[Any]:
-        """Tell the nodes that asked for the object's manifest which chunks of it came since the last time."""
-        if not pull.announce:
+    def announce(self, pull: Pull, now_ns: int, *, last: bool = False) -> list[Any]:
+        """Tell the nodes that asked for the object's manifest which chunks of it came, once there is enough to tell."""
+        if not pull.has_news(now_ns) and not (last and pull.announce):
             return []
         held = ChunksHeld(pull.object, pull.announce)
         pull.announce, pull.told_ns = [], now_ns

@@ -215,7 +215,7 @@ class Puller:
         pull.stuck_ns = now_ns + config.PULL_STUCK_NS
         if pull.done == chunk_sets.all_of(pull.count):
             return self._finish(pull, now_ns)
-        return self._flow.pump(pull, now_ns)
+        return self._server.announce(pull, now_ns) + self._flow.pump(pull, now_ns)
 
     def _bad(self, event: ChunksBad, now_ns: int) -> list[Any]:
         pull = self._pulls.get(event.object)
@@ -251,7 +251,7 @@ class Puller:
     # --- ends ----------------------------------------------------------------------------------------------------
 
     def _finish(self, pull: Pull, now_ns: int) -> list[Any]:
-        effects = self._server.announce(pull, now_ns)
+        effects = self._server.announce(pull, now_ns, last=True)
         self._forget(pull)
         end = self._landing.seal(pull)
         effects.append(end)
@@ -334,7 +334,7 @@ class Puller:
             if pull.stage == "room" and (pull.refresh_ns <= now_ns or not short):
                 effects += self._make_room(pull, now_ns)
                 short = pull.stage == "room"
-            effects += self._server.announce(pull, now_ns) if pull.has_news(now_ns) else []
+            effects += self._server.announce(pull, now_ns)
             for holder in list(pull.holders.values()):
                 if holder.deadline_ns is not None and holder.deadline_ns <= now_ns:
                     effects += self._silence(pull, holder, now_ns)

@@ -165,7 +165,8 @@ class Pull:
 
     def has_news(self, now_ns: int) -> bool:
         """Whether so much came that the peers should hear of it, or something a while ago."""
-        return len(self.announce) * config.PULL_NEWS_PART >= self.count or now_ns >= self.told_ns + config.PULL_NEWS_NS
+        late = now_ns >= self.told_ns + config.PULL_NEWS_NS
+        return bool(self.announce) and (late or len(self.announce) * config.PULL_NEWS_PART >= self.count)
 
     def ready(self) -> list[Holder]:
         """Return the holders that may be asked: other pulls first, since complete copies are scarce."""

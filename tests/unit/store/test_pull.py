@@ -128,8 +128,7 @@ def test_peers_are_told_of_chunks_that_came() -> None:
     bench = Bench()
     bench.to_chunks()
     bench.server.handle(Received(b"h2", RequestManifest(b"x", brief=True)), 1)
-    bench.chunks(2)
-    assert messages(bench.wait(config.PULL_LOOK_NS)) == [ChunksHeld(b"x", [2])]
+    assert messages(bench.chunks(2)) == [ChunksHeld(b"x", [2])]
     assert ChunksHeld(b"x", [0, 1]) in messages(bench.chunks(0, 1))
 
 
@@ -140,11 +139,9 @@ def test_of_a_large_object_peers_hear_at_most_so_often() -> None:
     (populate,) = bench.tell(FROM_H, manifest(size_bytes=count * MIB, digests=os.urandom(32 * count)))
     bench.event(RangePopulated(b"x", populate.offset))
     bench.server.handle(Received(b"h2", RequestManifest(b"x", brief=True)), 1)
-    told = []
-    for chunk in range(4):
-        bench.chunks(chunk)
-        told.append(messages(bench.wait(config.PULL_LOOK_NS)))
-    assert told == [[], [ChunksHeld(b"x", [0, 1])], [], [ChunksHeld(b"x", [2, 3])]]
+    told = [messages(bench.chunks(chunk)) for chunk in range(5)]
+    assert told == [[], [ChunksHeld(b"x", [0, 1])], [], [ChunksHeld(b"x", [2, 3])], []]
+    assert messages(bench.wait(config.PULL_NEWS_NS + config.PULL_LOOK_NS)) == [ChunksHeld(b"x", [4])]
 
 
 def test_chunks_that_lie_here_under_another_name_are_copied() -> None:
