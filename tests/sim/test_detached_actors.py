@@ -155,6 +155,7 @@ def test_whatever_happens_each_actor_lives_once(seed: int) -> None:
     for member in world.members().values():
         member.thaw()
     made = [wanted for wanted in actors if wanted.actor in world.store.rows]
+    world.rest(2 * config.ACTOR_HEIR_LOOK_NS)  # claims and doubts that are still on their way
     world.run(lambda: all(rests(world, wanted) for wanted in made), SETTLED_NS)
     world.rest(10 * S)
     for wanted in made:
