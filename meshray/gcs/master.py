@@ -11,8 +11,9 @@ again, and what it decides is a compare-and-set on the register (``gcs.register`
 4. A server is gone for certain when its node says that its process ended, or when another process has its place. It is
    suspected when it was silent for SUSPECT_NS of this master's time; pauses of the master itself do not count.
 5. Whoever a chain names has every committed write: a joiner is named once the wedged tail says that it has confirmed
-   all. If every member ended, one that comes back with its disk whole continues alone; a member that is merely silent
-   is never overruled by one that lacks something.
+   all. A chain is never left to members of whom this master has not heard: they may have ended too, with their disks
+   lost, and those that came back are then all there is. If every member ended, one that comes back with its disk whole
+   continues alone; a member that is merely silent is never overruled by one that lacks something.
 6. A server that comes back is another one (``Place.life``): it joins, whatever its disk holds.
 
 State of a change: wedging -- blocked and quiet --> deciding -- Decided --> told to every server (Configure). A master
@@ -81,6 +82,8 @@ class Master:
         self._authored = 0
         self._since: dict[int, int] = {}
         """Shards whose chain should change, and since when."""
+        self._lost: dict[int, int] = {}
+        """Shards all of whose members are gone, and since when."""
         self._begun_ns = self._looked_ns = now_ns
         self._found_ns = now_ns
         self._counts = {"changes": 0, "suspected": 0, "died": 0, "conflicts": 0}
@@ -208,11 +211,12 @@ class Master:
         roster = self._roster
         gone = {place.name for place in chain.places if roster.is_gone(place, now_ns)}
         if len(gone) == len(chain.places):
-            best = roster.best_returned(chain, self._since.get(index, now_ns), now_ns)
-            self._since.setdefault(index, now_ns)
+            best = roster.best_returned(chain, self._lost.setdefault(index, now_ns), now_ns)
             return configurations.alone(chain, best) if best is not None else None
+        self._lost.pop(index, None)
         if gone:
-            return configurations.without(chain, gone)
+            left = [place for place in chain.places if place.name not in gone]
+            return configurations.without(chain, gone) if any(roster.lives(place, now_ns) for place in left) else None
         stuck = roster.stuck(chain)
         if stuck is not None:
             names = [place.name for place in chain.places]

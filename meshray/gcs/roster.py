@@ -87,6 +87,11 @@ class Roster:
         """Whether it has ended, or was silent for too long."""
         return self.is_dead(place) or self._is_silent(place.name, now_ns, limits.SUSPECT_NS)
 
+    def lives(self, place: Place, now_ns: int) -> bool:
+        """Whether the process in this place was heard, and is not gone."""
+        server = self.servers.get(place.name)
+        return server is not None and server.alive.life == place.life and not self.is_gone(place, now_ns)
+
     def suspects_ns(self, places: list[Place], now_ns: int) -> int | None:
         """Return when the first of these will have been silent for too long, unless something is heard; None: all are
         gone by now."""

@@ -70,6 +70,20 @@ def test_all_members_die_and_come_back() -> None:
     equal_disks(w)
 
 
+@pytest.mark.parametrize("away", "abc")
+def test_all_members_die_and_one_never_comes_back(away: str) -> None:
+    w = started()
+    w.put("user", b"a", b"1")
+    for name in (*"abc", *w.masters):
+        w.processes[name].crash()
+    w.run(2 * SECOND_NS)
+    back = "abc".replace(away, "")
+    for name in (*back, *w.masters):
+        w.processes[name].start()
+    assert w.run(20 * SECOND_NS, lambda: w.settled(back)), w.chain()
+    assert w.get("user", b"a") == b"1"
+
+
 def test_masters_die_and_come_back() -> None:
     w = started()
     for name in w.masters:

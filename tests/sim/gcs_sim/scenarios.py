@@ -73,6 +73,13 @@ def crash_all(world: World) -> None:
         process.crash()
 
 
+def crash_all_one_stays_away(world: World) -> None:
+    """Every process but the clients dies at once, and one server comes back much later than the others."""
+    one = world.random.choice(list(world.servers.values()))
+    world.away_ns[one.name] = world.random.randrange(6) * SECOND_NS
+    crash_all(world)
+
+
 def crash_in_turn(world: World) -> None:
     """Head, middle and tail die, one shortly after the other."""
     for place in range(3):
@@ -185,9 +192,8 @@ def _empty(disk: Any) -> None:
 
 FAULTS: dict[str, Callable[[World], None]] = {
     each.__name__: each for each in (
-        crash, crash_two, crash_all, crash_in_turn, crash_masters, crash_joiner, crash_inside, wipe,
-        strike_new_chains, freeze,
-        freeze_role, freeze_inside, divide, estrange, echo, fill_disk)
+        crash, crash_two, crash_all, crash_all_one_stays_away, crash_in_turn, crash_masters, crash_joiner,
+        crash_inside, wipe, strike_new_chains, freeze, freeze_role, freeze_inside, divide, estrange, echo, fill_disk)
 }
 
 

@@ -61,6 +61,8 @@ class World:
         self.clients: dict[str, Process] = {}
         self.new_chain: Callable[[Shard], None] = lambda shard: None
         """Told of each chain when the first server knows it."""
+        self.away_ns: dict[str, int] = {}
+        """How much later than usual these come back, once."""
         self._epoch = 0
         self._then: dict[tuple[str, int], Then] = {}
         self._pids = 100
@@ -197,7 +199,8 @@ class World:
         if process.name in self.servers and self.random.random() >= UNNOTICED:
             died = ServerDied(process.name, self._pid_of[process.name])
             self.schedule.after(self.random.randrange(NOTICE_NS), self._tell_masters, died)
-        self.schedule.after(self.random.randrange(RESTART_NS), self._start_again, process)
+        pause_ns = self.random.randrange(RESTART_NS) + self.away_ns.pop(process.name, 0)
+        self.schedule.after(pause_ns, self._start_again, process)
 
     def _tell_masters(self, died: ServerDied) -> None:
         for master in self.masters:

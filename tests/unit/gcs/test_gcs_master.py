@@ -30,17 +30,19 @@ class Bench:
     """Masters and their register. ``sent`` is what a master has sent to servers, beside votes."""
 
     def __init__(self, masters: str) -> None:
-        shards = [Shard(1, [(place.name, place.endpoint) for place in PLACES])]
-        self.masters = {name: Master(name, "9-x", shards=shards, acceptors=NAMES, replicas=3, rank=0, now_ns=0)
-                        for name in masters}
+        self.now_ns = 0
+        self.masters = {name: self.master(name) for name in masters}
         self.acceptors = {name: Acceptor(name, Vote(votes=True)) for name in NAMES}
         self.sent: list[tuple[str, Any]] = []
-        self.now_ns = 0
         for place in PLACES:
             self.says(place, "idle", Chain(0, []))
         self.now_ns = limits.STAGGER_NS
         self.says(A, "idle", Chain(0, []))
         self.sent.clear()
+
+    def master(self, name: str) -> Master:
+        shards = [Shard(1, [(place.name, place.endpoint) for place in PLACES])]
+        return Master(name, "9-x", shards=shards, acceptors=NAMES, replicas=3, rank=0, now_ns=self.now_ns)
 
     def says(self, place: Place, role: str, chain: Chain, to: str = "", joiner: str = "") -> None:
         alive = ServerAlive(0, place.name, place.endpoint, place.life, role, chain.epoch, 0, joiner=joiner,
@@ -113,3 +115,17 @@ def test_a_master_wakes_when_a_server_becomes_suspect() -> None:
         bench.tick("m")
     assert wedges == [Wedge(1)] * 3
     assert bench.now_ns == limits.SUSPECT_NS + 1
+
+
+def test_a_chain_is_not_left_to_members_that_were_never_heard() -> None:
+    bench = Bench("m")
+    bench.masters["n"] = bench.master("n")
+    returned = [Place("a", "ipc://a", "11-11-x"), Place("b", "ipc://b", "12-12-x")]
+    begun_ns = bench.now_ns
+    while not (chains := [message.chain for message in bench.take(Configure) if message.chain.epoch > 1]):
+        for place in returned:
+            bench.says(place, "idle", Chain(0, []), to="n")
+        bench.tick("n")
+        bench.now_ns += limits.HEARTBEAT_NS
+    assert chains[0] == Chain(2, returned[:1])
+    assert bench.now_ns - begun_ns > limits.SUSPECT_NS + limits.RESTART_PATIENCE_NS
