@@ -270,7 +270,7 @@ class Actors:
 
     def recheck(self, now_ns: int) -> None:
         """Re-read the state of actors that calls wait for: no push is relied on alone. (leader)"""
-        for link in self.links.values():
+        for link in list(self.links.values()):  # at one stroke: a thread may make an actor meanwhile
             if link.state in ("pending", "restarting") and now_ns - link.checked_ns > _RECHECK_NS:
                 link.checked_ns = now_ns
                 if link.queue:

@@ -357,7 +357,7 @@ class Executor:
         if self.values.pinned:
             self.values.ask_after_pins(self.session.now_ns)
         if self._retiring and not self._lends() and not any(
-                link.creation is not None for link in self.session.actors.links.values()):
+                link.creation is not None for link in list(self.session.actors.links.values())):
             self.leave("idle")
 
     def stay_for_holders(self) -> None:

@@ -78,12 +78,12 @@ class Outcomes:
 
     def cancel_task(self, ref: ObjectRef, *, force: bool, recursive: bool) -> None:
         """Cancel the task that makes ``ref``; nothing happens if it has ended. (leader)"""
-        for task in [task for task in self.pending.values() if _makes(task, ref)]:
+        for task in [task for task in list(self.pending.values()) if _makes(task, ref)]:
             self._cancel(task, force=force, recursive=recursive)
 
     def cancel_children(self, parent_seq: int, *, force: bool) -> None:
         """Cancel the tasks that the task with that number submitted. (leader)"""
-        for task in [task for task in self.pending.values() if task.parent_seq == parent_seq]:
+        for task in [task for task in list(self.pending.values()) if task.parent_seq == parent_seq]:
             self._cancel(task, force=force, recursive=True)
 
     def _cancel(self, task: Task, *, force: bool, recursive: bool) -> None:

@@ -82,3 +82,22 @@ def test_calls_without_retries_fail_with_the_incarnation_that_had_them() -> None
     assert link.state == "restarting"
     actors.changed(ActorChanged(b"actor", "alive", 0, "worker-0", "ipc://worker"))
     assert link.state == "restarting", "late news of the incarnation that died change nothing"
+
+
+def test_an_actor_that_is_made_while_the_others_are_looked_at_does_no_harm() -> None:
+    _, actors, link = bench(0)
+
+    class Meddling(ActorLink):
+        """Somebody makes another actor while this one is looked at."""
+
+        @property
+        def state(self) -> str:
+            actors.expect(b"another", "Actor", 0)
+            return "alive"
+
+        @state.setter
+        def state(self, state: str) -> None: ...
+
+    actors.links[b"actor"] = Meddling(link.actor, link.name)
+    actors.recheck(10**12)
+    assert set(actors.links) == {b"actor", b"another"}
