@@ -324,6 +324,17 @@ def test_the_same_name_defined_anew_is_another_function() -> None:
     assert [load_function(data)() for data in pickles] == [1, 2]
 
 
+def test_a_function_by_value_keeps_its_file_and_line(tmp_path: Path) -> None:
+    """A traceback shows lines by them."""
+    path = str(tmp_path / "program.py")
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile("\n\ndef outer():\n    return lambda: 1\n", path, "exec"), namespace)
+    loaded = load_function(dump_function(namespace["outer"]))
+    assert (loaded.__code__.co_filename, loaded.__code__.co_firstlineno) == (path, 3)
+    assert loaded().__code__.co_filename == path
+    assert loaded()() == 1
+
+
 def test_a_function_with_large_data_warns_and_names_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serialization, "FUNCTION_BYTES_WARN", 1 << 20)
     table = b"x" * (2 << 20)
