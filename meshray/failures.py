@@ -42,7 +42,7 @@ from meshray.errors import (
 )
 from meshray.exception_chain import Link
 from meshray.messages.base import Part
-from meshray.messages.node import Death
+from meshray.messages.node import UNSCHEDULABLE, Death
 
 TASK = "task"
 """Kind of a failure that user code raised."""
@@ -152,10 +152,8 @@ def encode_dependency(error: DependencyFailed, name: str) -> bytes:
 
 
 def encode_constructor(encoded: bytes, name: str) -> bytes:
-    """Encode that actor ``name`` died because its constructor failed with ``encoded``, or never found a place."""
+    """Encode that actor ``name`` died because its constructor failed with ``encoded``."""
     cause = _parse(encoded)
-    if cause.kind == "actor_unschedulable":
-        return encoded
     return _encode(Failure("actor_died", f"actor {name} died in its constructor: {cause.message}", name, cause.pid,
                            cause.node, traceback=cause.traceback, cause=encoded))
 
@@ -166,7 +164,11 @@ def encode_system(kind: str, message: str, *, numbers: tuple[int, ...] = ()) -> 
 
 
 def encode_death(kind: str, name: str, death: Death | None, attempt: int = 0) -> bytes:
-    """Encode that the process running ``name`` died; ``kind``: worker_died, actor_died or actor_unavailable."""
+    """Encode that the process running ``name`` died; ``kind``: worker_died, actor_died or actor_unavailable. An actor
+    whose death says that no place is left for it is unschedulable."""
+    if kind == "actor_died" and death is not None and death.reason.startswith(UNSCHEDULABLE):
+        return encode_system("actor_unschedulable",
+                             f"actor {name} cannot be scheduled: {death.reason.removeprefix(UNSCHEDULABLE)}")
     subject = f"the worker running {name}" if kind == "worker_died" else f"actor {name}"
     if kind == "actor_unavailable":
         subject = f"the worker of {name}"

@@ -136,6 +136,10 @@ class LeaseReclaimed(Message, tag=36):
     lease: int
 
 
+UNSCHEDULABLE = "unschedulable: "
+"""Begins the reason of an actor's death for which no place is left."""
+
+
 class Death(Part):
     """How a process ended: exit ``code``, or ``signal`` (0: none), with the last lines it wrote to stderr."""
 
@@ -213,7 +217,7 @@ class CreateActor(Message, tag=41):
 
 class ActorChanged(Message, tag=42):
     """node -> creator and watchers. ``state``: pending, alive, restarting, dead. ``error`` is the encoded failure
-    of a constructor, or says why no place was found; ``death`` says how the process ended."""
+    of a constructor; ``death`` says how the process ended, or why it never began."""
 
     actor: bytes
     state: str

@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import msgspec
 
-from meshray import failures
-from meshray.messages.node import ActorSpec, ActorStarted, CreateActor, Death, KillActor, StartActor
+from meshray.messages.node import UNSCHEDULABLE, ActorSpec, ActorStarted, CreateActor, Death, KillActor, StartActor
 from meshray.messages.sched import ActorBuilding, ActorMoved
 from meshray.sched import policy
 from meshray.sched.context import Context
@@ -303,8 +302,7 @@ class Actors:
 
     def unschedulable(self, actor: Actor, reason: str) -> None:
         """The one node where the actor may live has gone."""
-        self._end(actor, self._death(actor, f"unschedulable: {reason}"), failures.encode_system(
-            "actor_unschedulable", f"actor {actor.spec.class_name} cannot be scheduled: {reason}"))
+        self._end(actor, self._death(actor, f"{UNSCHEDULABLE}{reason}"))
 
     def _end(self, actor: Actor, death: Death, error: bytes | None = None) -> None:
         del self.actors[actor.spec.actor]

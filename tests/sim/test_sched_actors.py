@@ -232,8 +232,7 @@ def test_an_actor_whose_node_does_not_come_is_dead_with_the_reason() -> None:
     create(cluster, driver, spec(1, driver, strategy=Strategy("node", "node-9")))
     cluster.rest(6 * S)
     (end,) = [change for change in cluster.actor_states if change.state == "dead"]
-    assert end.error is not None
-    error = failures.decode(failures.encode_constructor(end.error, "Counter"))
+    error = failures.decode(failures.encode_death("actor_died", "Counter", end.death))
     assert isinstance(error, ActorUnschedulableError)
     assert str(error) == ("actor Counter cannot be scheduled: must run on node 'node-9', which is not part of the "
                           "cluster")
