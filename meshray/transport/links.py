@@ -107,6 +107,9 @@ class Links:
         if not isinstance(tcp, Tcp):
             raise ValueError(f"node {node} cannot be reached at {endpoint!r}: it is tcp://HOST:PORT#KEY")
         self._guests.pop(node, None)
+        if str(tcp) == self.endpoint:
+            # It was here before us, and is gone. To disconnect from our own port would be to listen there no more.
+            return
         link = self._names.get(node)
         if link is not None and (link.key, link.address) == (tcp.key, tcp.address):
             return

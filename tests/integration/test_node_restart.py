@@ -117,3 +117,16 @@ def test_a_node_that_calls_first_and_its_predecessor_share_a_link(mesh):
     a.disconnect("node-b1")
     mesh.ask(a, "node-b2", second)
     mesh.ask(second, "node-a", a)
+
+
+def test_a_node_does_not_call_its_predecessor_which_would_be_itself(mesh):
+    """Others tell it of the node that was at its port before, and later that this one is gone."""
+    a, first = mesh.start("node-a", "a"), mesh.start("node-b1", "b")
+    endpoint, port = first.links.endpoint, port_of(first)
+    mesh.end(first)
+    second = mesh.start("node-b2", "b", port)
+    second.connect("node-b1", endpoint)
+    assert not second.send(b">node-b1", b"anybody there?")
+    second.disconnect("node-b1")
+    a.connect("node-b2", second.links.endpoint)
+    mesh.ask(a, "node-b2", second)
