@@ -181,11 +181,10 @@ def spill_count(short: int, *, backlog: int, mean_ns: int, running: int, waited_
                 away: bool = False) -> int:
     """Return how many of ``short`` leases to seek elsewhere: all when the inputs lie elsewhere (``away``); none when
     the wait here is short, or shorter than the way of the inputs to another node (``travel_ns``). What has waited for
-    ``waited_ns`` already does not wait for less than that, whatever its like took on the average."""
-    if away:
-        return short
+    ``waited_ns`` already waits for that long, whatever its like took; with inputs here, some patience comes first."""
+    waited_ns -= AWAY_PATIENCE_NS if travel_ns else 0
     wait_ns = max(waited_ns, estimated_wait_ns(max(backlog, short), mean_ns, running))
-    return short if wait_ns > SPILL_WAIT_NS + travel_ns else 0
+    return short if away or wait_ns > SPILL_WAIT_NS + travel_ns else 0
 
 
 def may_run_away(waited_ns: int, *, backlog: int, mean_ns: int, running: int, travel_ns: int) -> bool:

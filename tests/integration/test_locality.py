@@ -35,6 +35,8 @@ def at_home() -> float:
     homes = {name: next(row["NodeID"] for row in meshray.nodes() if name in row["Resources"]) for name in names}
     objects = [(make.options(resources={name: 0.01}).remote(), homes[name]) for name in names for _ in range(OBJECTS)]
     meshray.wait([ref for ref, _ in objects], num_returns=len(objects), timeout=60, fetch_local=False)
+    # What finds no worker near its inputs for 0.2 s goes elsewhere: let there be workers first.
+    meshray.get([look.remote(make.options(resources={name: 0.01}).remote()) for name in names], timeout=60)
     chosen = random.Random(1).choices(objects, k=TASKS)
     found = meshray.get([look.remote(ref) for ref, _ in chosen], timeout=60)
     return sum(node == home for node, (_, home) in zip(found, chosen, strict=True)) / TASKS

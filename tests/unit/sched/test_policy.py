@@ -79,6 +79,8 @@ def test_work_stays_while_its_inputs_would_travel_longer_than_it_waits() -> None
     assert policy.spill_count(50, backlog=50, mean_ns=MS, running=2, travel_ns=20 * MS) == 0
     assert policy.spill_count(50, backlog=100, mean_ns=MS, running=2, travel_ns=20 * MS) == 50
     assert policy.spill_count(1, backlog=1, mean_ns=MS, running=2, away=True) == 1, "it should not be here at all"
+    for waited_ns, count in ((200 * MS, 0), (231 * MS, 2)):
+        assert policy.spill_count(2, backlog=2, mean_ns=MS, running=2, waited_ns=waited_ns, travel_ns=20 * MS) == count
 
 
 def test_work_whose_inputs_lie_elsewhere_runs_here_only_when_that_is_faster() -> None:
