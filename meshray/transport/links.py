@@ -103,13 +103,13 @@ class Links:
 
     def learn(self, node: str, endpoint: str) -> None:
         """Take from the cluster's own books where a node listens. Raise ValueError for what is no TCP endpoint."""
+        if endpoint == self.endpoint:
+            # It was here before us, and is gone. To disconnect from our own port would be to listen there no more.
+            return
         tcp = parse(endpoint)
         if not isinstance(tcp, Tcp):
             raise ValueError(f"node {node} cannot be reached at {endpoint!r}: it is tcp://HOST:PORT#KEY")
         self._guests.pop(node, None)
-        if str(tcp) == self.endpoint:
-            # It was here before us, and is gone. To disconnect from our own port would be to listen there no more.
-            return
         link = self._names.get(node)
         if link is not None and (link.key, link.address) == (tcp.key, tcp.address):
             return
