@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,12 @@ def leaks(root: str, memory_before: set[str], descriptors_before: list[str]) -> 
 
 
 @cache
-def make_collector() -> None:
-    """Have pyzmq make its collector of large frames now: a context that stays, and would look like a test's leak."""
+def start_what_stays() -> None:
+    """Have libraries start now what they keep as long as the process runs, and what would look like a test's leak.
+
+    pyzmq keeps a context for its collector of large frames, multiprocessing a process that tracks its resources.
+    """
+    resource_tracker.ensure_running()
     with zmq.Context() as context, context.socket(zmq.PAIR) as receiver, context.socket(zmq.PAIR) as sender:
         receiver.bind("inproc://collector")
         sender.connect("inproc://collector")
@@ -169,7 +174,7 @@ def make_collector() -> None:
 @contextmanager
 def run_root() -> Iterator[str]:
     """A run root of its own with a short path (ipc addresses end at 107 bytes); afterwards nothing may be left."""
-    make_collector()
+    start_what_stays()
     root = tempfile.mkdtemp(prefix="mr", dir="/tmp")
     before = os.environ.get(ROOT_VARIABLE)
     memory, descriptors = shared_memory(), open_descriptors(root)
