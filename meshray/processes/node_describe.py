@@ -188,6 +188,8 @@ class Describer:
                 if topic == "objects":
                     seen = {row["object"] for row in known}
                     rows = [row for row in rows if row["object"] not in seen]
+                elif topic == "tasks":
+                    rows = [{**row, "node": self._node.name_of_node(row["node"])} for row in rows]
                 known += rows[:max(0, gathering.limit - len(known))]
         return self._answered(message.cookie, name_of(event.route))
 

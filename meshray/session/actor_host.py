@@ -226,7 +226,8 @@ class ActorHost:
         """Record a call that ended and queue its answer."""
         self._running.pop((route, call.seq), None)
         executor = self.executor
-        executor.events.append((context.name, started_ns, time.monotonic_ns() - started_ns, "actor"))
+        executor.events.append((context.name, started_ns, time.monotonic_ns() - started_ns, "actor", context.task,
+                                result.error is not None))
         executor.executed += 1
         if executor.values.lent:
             executor.values.keep_borrowed(route, call.seq)

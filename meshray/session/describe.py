@@ -37,9 +37,11 @@ def _tasks(session: Session, limit: int) -> list[dict[str, Any]]:
         rows.append(_task_row(session, task))
     executor = session.executor
     if executor is not None:
-        for name, _started_ns, spent_ns, _kind in list(executor.events)[-(limit - len(rows)):]:
-            rows.append({"task": "", "name": name, "state": "finished", "job": session.job, "worker": session.name,
-                         "node": session.surroundings.node_name, "duration_ms": round(spent_ns / 1e6, 3)})
+        ended = list(executor.events)
+        for name, _started_ns, spent_ns, _kind, task, failed in ended[max(0, len(ended) + len(rows) - limit):]:
+            rows.append({"task": task.hex(), "name": name, "state": "failed" if failed else "finished",
+                         "job": session.job, "worker": session.name, "node": session.node,
+                         "duration_ms": round(spent_ns / 1e6, 3)})
     return rows
 
 
@@ -47,13 +49,14 @@ def _task_row(session: Session, task: Task) -> dict[str, Any]:
     klass = task.klass
     call = not isinstance(klass, SchedulingClass)
     lease = task.lease
-    worker = klass.worker if call else (lease.worker if lease is not None else "")
+    place = klass if call else lease
     first = task.returns if not isinstance(task.returns, list) else (task.returns[0] if task.returns else None)
     return {
         "task": first.task_id().hex() if first is not None else "",
         "name": f"{klass.name}.{task.method}" if call else klass.name,
         "state": "running" if task.state == PUSHED else "pending",
-        "job": session.job, "worker": worker, "node": "", "duration_ms": None,
+        "job": session.job, "worker": place.worker if place is not None else "",
+        "node": place.node if place is not None else "", "duration_ms": None,
     }
 
 
@@ -74,5 +77,5 @@ def _timeline(session: Session, limit: int, offset_ns: int) -> list[dict[str, An
         return []
     node = session.surroundings.node_name
     return [{"name": name, "cat": kind, "ph": "X", "ts": (started_ns + offset_ns) / 1e3, "dur": spent_ns / 1e3,
-             "pid": node, "tid": session.name, "args": {}}
-            for name, started_ns, spent_ns, kind in list(executor.events)[-limit:]]
+             "pid": node, "tid": session.name, "args": {"task": task.hex(), "failed": failed}}
+            for name, started_ns, spent_ns, kind, task, failed in list(executor.events)[-limit:]]

@@ -65,7 +65,8 @@ class Executor:
         self.leaving = ""
         self.running: tuple[bytes, int, TaskContext] | None = None
         self.actor: ActorHost | None = None
-        self.events: deque[tuple[str, int, int, str]] = deque(maxlen=config.EVENTS_MAX)
+        self.events: deque[tuple[str, int, int, str, bytes, bool]] = deque(maxlen=config.EVENTS_MAX)
+        """What has run here: name, monotonic start and duration in ns, "task" or "actor", id, whether it failed."""
         self.executed = 0
         self._means: dict[bytes, int] = {}
         self._lease_function: dict[int, bytes] = {}
@@ -160,7 +161,7 @@ class Executor:
         if mean_ns is None:
             mean_ns = spent_ns or 1
         self._means[push.function] = mean_ns + (spent_ns - mean_ns) // _MEAN_WEIGHT
-        self.events.append((push.name, started_ns, spent_ns, "task"))
+        self.events.append((push.name, started_ns, spent_ns, "task", context.task, result.error is not None))
         self.executed += 1
         if self.values.lent:
             self.values.keep_borrowed(route, entry.seq)

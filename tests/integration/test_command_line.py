@@ -13,6 +13,7 @@ import meshray
 
 from .support import (
     TWO_NODES,
+    Gate,
     TwoNodes,
     abandoned,
     command_line,
@@ -63,6 +64,33 @@ def test_lists(two_nodes):
     wait_until(lambda: ref.hex()[:12] in command_line("list", "objects").stdout)
     wait_until(lambda: "listed-task" in command_line("list", "tasks").stdout)
     assert command_line("list", "planets", ok=False).returncode != 0
+
+
+def test_tasks_are_listed_with_id_node_and_outcome(two_nodes, tmp_path):
+    def listed():
+        return {row["task"]: row for row in json.loads(command_line("list", "tasks", "--json").stdout)}
+
+    gate = Gate(tmp_path / "gate")
+    options = {"resources": {"right": 1}, "max_retries": 0}
+    good = meshray.remote(lambda: 1).options(**options).remote()
+    bad = meshray.remote(lambda: 1 / 0).options(**options).remote()
+    assert meshray.get(good) == 1
+    with pytest.raises(ZeroDivisionError):
+        meshray.get(bad)
+    stays = meshray.remote(lambda: gate.wait()).options(**options).remote()
+    actor = Named.remote()
+    pid = meshray.get(actor.speak.remote())
+    try:
+        wait_until(lambda: listed().get(stays.task_id().hex(), {}).get("state") == "running")
+        rows = listed()
+    finally:
+        gate.open()
+    meshray.get(stays)
+    assert rows[good.task_id().hex()]["state"] == "finished"
+    assert rows[bad.task_id().hex()]["state"] == "failed"
+    assert {rows[ref.task_id().hex()]["node"] for ref in (good, bad, stays)} == {"right"}
+    homes = {row["pid"]: row["node"] for row in json.loads(command_line("list", "workers", "--json").stdout)}
+    assert homes[pid] in {row["node"] for row in rows.values() if row["name"] == "Named.speak"}
 
 
 def test_logs(two_nodes):
