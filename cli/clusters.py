@@ -77,7 +77,7 @@ def terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@click.command()
+@click.command(short_help="End a cluster; nothing of it is left.")
 @click.argument("cluster", required=False, metavar="[FILE|NAME]")
 @click.option("--forget", is_flag=True, help="Of hosts over SSH: give up those that cannot be reached.")
 def down(cluster: str | None, forget: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 
-@click.command()
+@click.command(short_help="Train CartPole on two nodes of this machine.")
 @click.option("--out", default="meshray-demo", show_default=True, type=click.Path(file_okay=False),
               help="Directory for the learning curve and the timeline.")
 @click.option("--seed", default=1, show_default=True, help="Seed of everything random.")

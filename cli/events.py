@@ -24,7 +24,7 @@ SEVERITIES = ("info", "warning", "error")
 _STYLES = {"info": "dim", "warning": "yellow", "error": "bold red"}
 
 
-@click.command()
+@click.command(short_help="Show what happened to the cluster.")
 @click.option("--severity", type=click.Choice(SEVERITIES), default="info", show_default=True,
               help="Only events at least this grave.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, _ROWS_MAX), help="The newest so many.")

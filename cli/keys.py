@@ -43,7 +43,7 @@ def keys() -> None:
     """
 
 
-@keys.command()
+@keys.command(short_help="Let a key in, or make one to be let in by.")
 @click.argument("name")
 @click.argument("key", required=False)
 @address_option
@@ -85,7 +85,7 @@ def _make(name: str, address: str) -> None:
         click.echo("the cluster that runs here lets it in")
 
 
-@keys.command(name="list")
+@keys.command(name="list", short_help="List the keys that the cluster knows.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
 @address_option
 def list_keys(as_json: bool, address: str) -> None:
@@ -114,7 +114,7 @@ def _state(row: dict[str, Any]) -> str:
     return f"allowed for {left_s:.0f} s more" if left_s > 0 else "revoked"
 
 
-@keys.command()
+@keys.command(short_help="Keep the owner of a key out, from now on.")
 @click.argument("key", metavar="NAME|KEY")
 @address_option
 def revoke(key: str, address: str) -> None:

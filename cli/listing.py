@@ -22,7 +22,7 @@ from .status import amounts, terminal
 _ROWS_MAX = 10_000
 
 
-@click.command(name="list")
+@click.command(name="list", short_help="List tasks, actors, objects, nodes, ...")
 @click.argument("topic", type=click.Choice(["tasks", "actors", "objects", "nodes", "workers", "events"]))
 @click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only rows with this; may be repeated.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, _ROWS_MAX), help="Rows to show.")

@@ -24,7 +24,7 @@ from .connection import address_option, elsewhere
 from .exits import Failed
 
 
-@click.command()
+@click.command(short_help="Show what processes of the cluster wrote.")
 @click.argument("process", required=False, default="")
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines are written; end with Ctrl-C.")
 @click.option("--tail", default=50, show_default=True, type=click.IntRange(0), help="Lines of each file to begin with.")

@@ -26,7 +26,7 @@ _BUSY = ("leased", "actor", "blocked")
 _SIZES = ("memory", "object_store_memory")
 
 
-@click.command()
+@click.command(short_help="Show nodes, resources and what is running.")
 @address_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: the address, and a list of rows per topic.")
 def status(address: str, as_json: bool) -> None:

@@ -13,7 +13,7 @@ import click
 from .connection import address_option, describe
 
 
-@click.command()
+@click.command(short_help="Write what ran where and when: a trace.")
 @click.argument("file", type=click.Path(dir_okay=False, writable=True))
 @address_option
 def timeline(file: str, address: str) -> None:
