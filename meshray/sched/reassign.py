@@ -3,7 +3,8 @@
 *Pure.* Runs in the node process, inside ``LocalScheduler``.
 
 1. Nothing becomes free by it: it needs no scheduling pass, here or at the node that granted the lease.
-2. A lease that serves another class stays what it was for everybody else: it counts for its owner's share from when it
+2. Where leases cannot move, what the session said of the class that they leave counts all the same: it says so once.
+3. A lease that serves another class stays what it was for everybody else: it counts for its owner's share from when it
    was granted, and is asked back like any other.
 
 Source: leases as in NSDI'21 s4. Departure: there a lease ends with the work of its class (decision 0026).
@@ -21,9 +22,12 @@ from meshray.sched.spill import RemoteLease, Spill
 def reassign(context: Context, demands: Demands, spill: Spill, owner: Owner, message: ReassignLeases) -> None:
     """Let leases of this node and of others serve another claim of the same owner, if that needs the same."""
     left, claim = owner.claims.get(message.left), owner.claims.get(message.klass)
-    if left is None or claim is None or left is claim or left.need != claim.need:
+    if left is None or left is claim:
         return
     left.count = max(0, message.count)
+    if claim is None or left.need != claim.need:
+        spill.trim(left)
+        return
     lent: dict[str, dict[int, RemoteLease]] = {}
     for number in message.leases:
         here, elsewhere = demands.leases.get(number), spill.leases.get(number)

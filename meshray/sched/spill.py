@@ -263,7 +263,8 @@ class Spill:
         ask = claim.remote.get(message.node) if claim is not None else None
         if claim is None or ask is None or not claim.missing:
             if message.lease not in self.leases:
-                self._context.send(route, ReturnRemoteLease([message.lease]))
+                self._context.send(route, ReturnRemoteLease(
+                    [message.lease], False, message.owner, message.klass, ask.asked if ask is not None else 0))
             return
         if message.lease in self.leases:
             return

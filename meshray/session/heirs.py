@@ -4,7 +4,8 @@
 
 1. Only between classes that the schedulers treat alike: the same resources, no wish where to run, and no limit on how
    many tasks a worker runs.
-2. A class gets no more than it would ask its node for; those with the fewest workers come first.
+2. A class gets no more than it would ask its node for, and nothing before it has asked: the node cannot move leases to
+   a class that it does not know. Those with the fewest workers come first.
 
 Source: leases as in NSDI'21 s4. Departure: there a lease ends with the work of its class (decision 0026).
 """
@@ -22,7 +23,8 @@ def heirs(idle: list[Lease], classes: Iterable[SchedulingClass],
     """Return who takes over which of these leases of one class; ``wanted`` says how many leases a class can use."""
     left = idle[0].klass
     heap = [(len(klass.leases), klass.number, wanted(klass), klass) for klass in classes
-            if klass.queue and klass.ready and not klass.hungry and klass is not left and _alike(klass, left)]
+            if klass.queue and klass.ready and klass.declared and not klass.hungry and klass is not left
+            and _alike(klass, left)]
     heapq.heapify(heap)
     given: dict[int, tuple[SchedulingClass, list[Lease]]] = {}
     for lease in idle:

@@ -193,8 +193,8 @@ class Submitter:
         route = self._session.connect(message.worker, message.endpoint)
         lease = Lease(message.lease, klass, message.worker, route, message.node, message.pid, message.gpus,
                       outstanding={}, idle_since_ns=self._session.now_ns)
-        klass.leases[lease.number] = lease
-        self.leases[lease.number] = lease
+        klass.leases[lease.number] = self.leases[lease.number] = lease
+        klass.declared = max(klass.declared, len(klass.leases))  # so much is the node's belief, whatever we said last
         klass.hungry += 1
         self._go_on(lease)
         if not lease.outstanding:

@@ -324,6 +324,24 @@ def test_leases_of_another_node_serve_another_class_and_that_node_is_told_once()
     assert sent(effects, ReturnRemoteLease) == [ReturnRemoteLease([1], False, "d1", 1, 1)]
 
 
+def test_a_class_whose_leases_cannot_move_counts_as_its_session_said() -> None:
+    bench = Bench(cpus=1)
+    bench.driver("d")
+    bench.worker()
+    granted = [grant.lease for grant in sent(bench.wants("d", 1, klass=0), LeaseGranted)]
+    bench.says("d", ReassignLeases(granted, 7, 0, 0))
+    assert bench.machine.statistics()["leases"] == 1, "nobody knows class 7"
+    assert sent(bench.says("d", ReturnLease(granted)), LeaseGranted) == [], "class 0 wants nothing any longer"
+
+
+def test_a_worker_that_nobody_needs_goes_back_with_what_is_wanted_now() -> None:
+    bench = borrowing_bench()
+    bench.wants("d1", 0)
+    bench.says("d1", ReturnLease([1, 2]))
+    effects = bench.says("node-2", RemoteLeaseGranted("d1", 0, 3, "w3", "ipc://w", "node-2", 3))
+    assert sent(effects, ReturnRemoteLease) == [ReturnRemoteLease([3], False, "d1", 0, 0)], "or it is lent for ever"
+
+
 def test_lent_workers_serve_another_class_of_their_owner() -> None:
     bench = Bench(cpus=1)
     bench.worker()

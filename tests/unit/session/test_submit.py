@@ -137,6 +137,37 @@ def test_idle_leases_serve_the_classes_that_wait_and_can_use_them() -> None:
     check(session, alike)
 
 
+def test_a_class_of_which_the_node_has_not_heard_gets_no_lease_of_another_class() -> None:
+    session = FakeSession()
+    klass, fresh = session.new_class(), session.new_class()
+    session.new_tasks(klass, 1)
+    session.submitter.pump(klass)
+    session.grant(klass, 1)
+    session.finish(1, [1])
+    session.new_tasks(fresh, 1)
+    session.now_ns += config.LEASE_IDLE_NS // 2
+    session.submitter.sweep(session.now_ns)
+    assert session.take_sent(ReassignLeases) == [], "the node could not follow"
+    assert session.take_sent(ReturnLease) == [ReturnLease([1])]
+    session.take_sent(DeclareDemand)
+    session.submitter.pump(fresh)
+    assert [demand.count for message in session.take_sent(DeclareDemand) for demand in message.demands] == [1]
+
+
+def test_a_node_that_grants_more_than_was_declared_last_is_told_again() -> None:
+    session = FakeSession()
+    klass = session.new_class()
+    session.grant(klass, 1)
+    assert klass.leases
+    session.now_ns += 2 * config.LEASE_IDLE_NS
+    session.submitter.sweep(session.now_ns)
+    assert session.take_sent(ReturnLease) == [ReturnLease([1])]
+    counts = [(demand.klass, demand.count) for message in session.take_sent(DeclareDemand)
+              for demand in message.demands]
+    assert counts == [(klass.number, 0)], "or it grants another one, for ever"
+    check(session, klass)
+
+
 def test_the_cost_of_an_answer_does_not_grow_with_the_leases() -> None:
     session = FakeSession()
     klass = session.new_class(mean_ns=100 * config.PIPELINE_NS)
