@@ -35,6 +35,7 @@ from meshray.messages.node import (
 from meshray.messages.tasks import CancelTask, PushTasks, RecallTasks, TaskEntry, TasksRecalled
 from meshray.session import locality
 from meshray.session.heirs import heirs
+from meshray.session.piles import STALL_NS, Piles
 from meshray.session.records import PUSHED, QUEUED, Lease, SchedulingClass, Task
 
 if TYPE_CHECKING:
@@ -43,11 +44,8 @@ if TYPE_CHECKING:
 _DEMAND_MAX = 1000
 """Leases asked for at once; a node answers with what it has."""
 
-_STALL_NS = 5 * config.MILLISECOND_NS
-"""A worker that has not answered for this long holds a long task: what waits behind it may go elsewhere."""
-
-_LOOK_MAX = 64
-"""Leases of a class that are looked through whenever one of them is idle; more than that only every ``_STALL_NS``."""
+_SWEEP_NS = 2 * STALL_NS
+"""Idle leases and stalled workers are looked for this often."""
 
 
 class Submitter:
@@ -57,6 +55,7 @@ class Submitter:
         self._session = session
         self.classes: dict[int, SchedulingClass] = {}
         self.leases: dict[int, Lease] = {}
+        self._piles = Piles()
         self._dirty: dict[int, SchedulingClass] = {}
         self._next_sweep_ns = 0
 
@@ -99,30 +98,29 @@ class Submitter:
         """Push to one lease, if it accepts work and has at most half of what it may have."""
         klass, count = lease.klass, len(lease.outstanding)
         if not (lease.blocked or lease.reclaimed or lease.recalling or (count and (
-                count * 2 > depth or lease.answered_ns < self._session.now_ns - _STALL_NS))):
+                count * 2 > depth or lease.answered_ns < self._session.now_ns - STALL_NS))):
             self._feed(lease, (min(depth, klass.max_calls - lease.calls) if klass.max_calls else depth) - count)
 
     def _feed(self, lease: Lease, room: int) -> None:
         queue = lease.klass.queue
         while room > 0 and queue:
-            batch: list[Task] = []
-            first: Task | None = None
-            while queue and len(batch) < min(room, config.BATCH_TASKS_MAX):
-                task = queue[0]
-                if task.state != QUEUED:
-                    queue.popleft()
-                    continue
-                if task.attempt and (batch or lease.outstanding):
-                    break
-                if first is None:
-                    first = task
-                elif task.prefix != first.prefix:
-                    break
-                batch.append(queue.popleft())
-                if task.attempt:
-                    room = 0
-            if first is None:
+            first = queue.popleft()
+            if first.state != QUEUED:
+                continue
+            if first.attempt:
+                if lease.outstanding:
+                    queue.appendleft(first)
+                else:
+                    self._push(lease, first, [first])
                 return
+            batch, limit = [first], min(room, config.BATCH_TASKS_MAX)
+            while len(batch) < limit and queue:
+                task = queue[0]
+                if task.state == QUEUED:
+                    if task.attempt or task.prefix != first.prefix:
+                        break
+                    batch.append(task)
+                queue.popleft()
             room -= len(batch)
             self._push(lease, first, batch)
 
@@ -140,6 +138,8 @@ class Submitter:
                 entries.append(self._session.references.entry_of(task, lease.node))
             else:
                 entries.append(TaskEntry(task.seq, task.index, task.args))
+        if len(outstanding) > 1:
+            self._piles.add(lease)
         self._session.send(lease.route, PushTasks(
             lease.number, klass.function, klass.name, first.prefix, klass.num_returns, entries,
             self._session.job, first.attempt, lease.gpus, klass.max_calls, self._session.endpoint,
@@ -151,7 +151,7 @@ class Submitter:
         busy = len(klass.leases) - klass.hungry
         waiting = len(klass.queue)
         if not waiting:
-            stalled = self._stalled(klass)
+            stalled = self._piles.stalled_of(klass, self._session.now_ns)
             extra = sum(len(lease.outstanding) - 1 for lease in stalled)
             return min(_DEMAND_MAX, busy + extra)
         if klass.mean_ns:
@@ -172,15 +172,6 @@ class Submitter:
         self._session.to_node(DeclareDemand([Demand(
             klass.number, klass.resources, wanted, klass.name, klass.strategy, len(klass.queue), klass.mean_ns,
             klass.input_bytes)]))
-
-    def _stalled(self, klass: SchedulingClass) -> list[Lease]:
-        now_ns = self._session.now_ns
-        if len(klass.leases) > _LOOK_MAX:
-            if now_ns - klass.looked_ns < _STALL_NS:
-                return []
-            klass.looked_ns = now_ns
-        return [lease for lease in klass.leases.values()
-                if len(lease.outstanding) > 1 and now_ns - lease.answered_ns > _STALL_NS]
 
     # --- what the node says --------------------------------------------------------------------------------------
 
@@ -316,7 +307,7 @@ class Submitter:
     def _recall_for(self, klass: SchedulingClass) -> None:
         if klass.queue or not klass.hungry:
             return
-        for lease in self._stalled(klass):
+        for lease in self._piles.stalled_of(klass, self._session.now_ns):
             self._recall(lease)
 
     def cancel(self, task: Task, *, force: bool, recursive: bool) -> None:
@@ -330,7 +321,7 @@ class Submitter:
         """Return leases that were idle too long, recall from stalled workers. Called at ``deadline_ns``."""
         if now_ns < self._next_sweep_ns:
             return
-        self._next_sweep_ns = now_ns + _STALL_NS * 2
+        self._next_sweep_ns = now_ns + _SWEEP_NS
         # Where another class waits for workers, nobody keeps one for work that may come. Threads may add classes.
         waits = any(klass.queue and klass.ready and not klass.hungry for klass in list(self.classes.values()))
         for klass in list(self._dirty.values()):
@@ -339,13 +330,12 @@ class Submitter:
             if not klass.leases and not klass.queue:
                 self._declare(klass)
                 self._dirty.pop(klass.number, None)
-        for lease in self.leases.values():
-            if len(lease.outstanding) > 1 and now_ns - lease.answered_ns > _STALL_NS:
-                self._dirty[lease.klass.number] = lease.klass
-                if lease.klass.hungry and not lease.klass.queue:
-                    self._recall(lease)
-                else:
-                    self._declare(lease.klass)
+        for lease in self._piles.stalled(now_ns):
+            self._dirty[lease.klass.number] = lease.klass
+            if lease.klass.hungry and not lease.klass.queue:
+                self._recall(lease)
+            else:
+                self._declare(lease.klass)
 
     def _rest(self, klass: SchedulingClass, since_ns: int) -> None:
         idle = [lease for lease in klass.leases.values()

@@ -16,7 +16,7 @@ from meshray.messages.node import (
 )
 from meshray.messages.tasks import RecallTasks, TasksRecalled
 from meshray.object_ref import FAILED, READY
-from meshray.session.submit import _STALL_NS
+from meshray.session.piles import STALL_NS
 from tests.unit.session.fake_session import SHORT_NS, FakeSession, check
 
 
@@ -79,7 +79,7 @@ def test_a_worker_that_does_not_answer_gets_no_more() -> None:
     session.new_tasks(klass, 2)
     session.grant(klass, 1)
     session.pushed()
-    session.now_ns += _STALL_NS + 1
+    session.now_ns += STALL_NS + 1
     session.new_tasks(klass, 2)
     session.submitter.pump(klass)
     assert session.pushed() == {}
@@ -213,7 +213,7 @@ def test_what_waits_behind_a_long_task_is_recalled_for_a_free_worker_and_keeps_i
     session.new_tasks(klass, 10)
     session.grant(klass, 1)
     session.pushed()
-    session.now_ns += _STALL_NS + 1
+    session.now_ns += STALL_NS + 1
     session.grant(klass, 2)
     assert [message.lease for message in session.take_sent(RecallTasks)] == [1]
     session.submitter.sweep(session.now_ns)
@@ -224,6 +224,20 @@ def test_what_waits_behind_a_long_task_is_recalled_for_a_free_worker_and_keeps_i
     check(session, klass)
 
 
+def test_a_worker_that_stalls_later_is_found_by_the_clock() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    session.new_tasks(klass, 10)
+    session.grant(klass, 1)
+    session.grant(klass, 2)
+    session.pushed()
+    assert session.take_sent(RecallTasks) == [], "it has only just begun"
+    session.now_ns += STALL_NS + 1
+    session.submitter.sweep(session.now_ns)
+    assert [message.lease for message in session.take_sent(RecallTasks)] == [1]
+    check(session, klass)
+
+
 def test_a_recall_that_comes_after_all_answers_counts_no_lease_twice() -> None:
     """A lease too many made the class want none when its real ones had been returned: tasks then waited for ever."""
     session = FakeSession()
@@ -231,7 +245,7 @@ def test_a_recall_that_comes_after_all_answers_counts_no_lease_twice() -> None:
     session.new_tasks(klass, 2)
     session.grant(klass, 1)
     session.pushed()
-    session.now_ns += _STALL_NS + 1
+    session.now_ns += STALL_NS + 1
     session.grant(klass, 2)
     assert [message.lease for message in session.take_sent(RecallTasks)] == [1]
     session.finish(1, [1, 2], mean_ns=SHORT_NS)
