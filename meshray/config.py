@@ -114,7 +114,10 @@ EVENTS_MAX = 20_000
 # --- nodes and workers -------------------------------------------------------------------------------------------
 
 HEARTBEAT_NS = 100 * MILLISECOND_NS
-"""Load reports from nodes to global schedulers."""
+"""Load reports from nodes to global schedulers, while the load changes."""
+
+HEARTBEAT_REST_NS = 300 * MILLISECOND_NS
+"""The same while nothing changes: ten of them fit into SUSPICION_NS."""
 
 SUSPICION_NS = 3 * SECOND_NS
 """A node unheard of this long is given up. Far above any stall seen at 100 % CPU."""

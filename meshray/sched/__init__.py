@@ -3,7 +3,7 @@
 Reading order:
 
 1. ``policy``: every judgement as a pure function: who is served first, whom to ask back, when to spill, where to place.
-   To try another policy, replace this one file.
+   To try another policy, replace this one file. ``reasons`` says in words why something can run nowhere.
 2. ``events``: what a local scheduler is told and what it asks for, beside messages.
 3. ``ledger``: the node's resources, to the 1/10 000 unit and the GPU index.
 4. ``pool``: the node's workers and how many should be there.

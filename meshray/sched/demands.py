@@ -93,7 +93,8 @@ class Claim(msgspec.Struct, eq=False):
     @property
     def missing(self) -> int:
         """Leases wanted and not held."""
-        return max(0, self.count - len(self.leases) - self.lent)
+        missing = self.count - len(self.leases) - self.lent
+        return missing if missing > 0 else 0
 
     @property
     def away(self) -> bool:
@@ -139,6 +140,8 @@ class Demands:
         self._context = context
         self.owners: dict[str, Owner] = {}
         self.leases: dict[int, Lease] = {}
+        self._claims: dict[tuple[str, int], Claim] = {}
+        """The claims of all owners: most owners are workers that ask for nothing, and a pass need not look at them."""
         self.granted = 0
         self.lost = 0
         self.starting: Resources = {}
@@ -152,6 +155,7 @@ class Demands:
         need = {name: amount for name, amount in demand.resources.items() if amount > 0} or {WEIGHTLESS: UNIT}
         if claim is None:
             claim = owner.claims[demand.klass] = Claim(owner, demand.klass, need, 0, self._context.now_ns)
+            self._claims[owner.name, demand.klass] = claim
         if claim.missing == 0:
             claim.since_ns = self._context.now_ns
         claim.need = need
@@ -171,6 +175,8 @@ class Demands:
         """Forget a claim that wants and holds nothing."""
         if not claim.count and not claim.leases and not claim.remote:
             claim.owner.claims.pop(claim.klass, None)
+            if self._claims.get((claim.owner.name, claim.klass)) is claim:
+                del self._claims[claim.owner.name, claim.klass]
 
     def reassign(self, lease: Lease, claim: Claim) -> None:
         """Let a lease serve another claim of its owner that needs the same."""
@@ -213,6 +219,8 @@ class Demands:
             claim.count = 0
             for number in list(claim.leases):
                 self.returned(number, kill=True)
+        for klass in owner.claims:
+            self._claims.pop((owner.name, klass), None)
         owner.claims.clear()
 
     def void_remote(self) -> None:
@@ -238,12 +246,11 @@ class Demands:
 
     def claims(self) -> list[Claim]:
         """Return every claim."""
-        return [claim for owner in self.owners.values() for claim in owner.claims.values()]
+        return list(self._claims.values())
 
     def waiting(self) -> list[Claim]:
         """Return the claims that want more than they hold."""
-        return [claim for owner in self.owners.values() if owner.claims
-                for claim in owner.claims.values() if claim.count > len(claim.leases) + claim.lent]
+        return [claim for claim in self._claims.values() if claim.count > len(claim.leases) + claim.lent]
 
     def grant(self, waiting: list[Claim]) -> int:
         """Grant what resources and idle workers allow, in turns; return how many workers more could be used now.
@@ -254,11 +261,14 @@ class Demands:
         starting: Resources = {}
         needed = 0
         kept: set[str] = set()
-        heap = []
+        here, any_fits = [], False
         for position, claim in enumerate(waiting):
             claim.short = claim.missing
             if self._wanted_here(claim):
-                heap.append((self._turn(claim, 0), position, claim, 0))
+                here.append((position, claim))
+                any_fits = any_fits or policy.covers(ledger.available, claim.need)
+        # Most passes of a node that is full end here: for what fits now, the others' turns count as well.
+        heap = [(self._turn(claim, 0), position, claim, 0) for position, claim in here] if any_fits else []
         heapq.heapify(heap)
         room = dict(ledger.available) if heap else {}
         while heap:
@@ -290,6 +300,8 @@ class Demands:
         strategy = claim.strategy
         if not claim.able:
             return 0
+        if strategy.kind == "default" and not claim.travel_ns:
+            return claim.missing
         if claim.away and not policy.may_run_away(
                 self._context.now_ns - claim.since_ns, backlog=claim.backlog, mean_ns=claim.mean_ns,
                 running=claim.lent, travel_ns=claim.travel_ns):
@@ -363,6 +375,8 @@ class Demands:
         """Assert that claims, leases and workers agree."""
         for owner in self.owners.values():
             assert owner.held == sum(len(claim.leases) for claim in owner.claims.values()), f"{owner.name}: held is off"
+            assert all(self._claims[owner.name, klass] is claim for klass, claim in owner.claims.items())
+        assert len(self._claims) == sum(len(owner.claims) for owner in self.owners.values()), "claims of nobody"
         for number, lease in self.leases.items():
             assert lease.worker.lease == number, f"lease {number} and worker {lease.worker.name} disagree"
             assert lease.claim.leases.get(number) is lease

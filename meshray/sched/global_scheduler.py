@@ -24,7 +24,7 @@ from meshray import config
 from meshray.machine import Received, Send, Tick
 from meshray.messages.node import Ping, Pong
 from meshray.messages.sched import ClusterView, DemandPlaced, Heartbeat, NodeGone, NodeLoad, PlaceDemand
-from meshray.sched import members, policy
+from meshray.sched import members, policy, reasons
 from meshray.sched.policy import Placement
 from meshray.sched.roster import Roster
 
@@ -40,7 +40,7 @@ CHECK_NS = config.HEARTBEAT_NS
 STALL_NS = 5 * CHECK_NS
 """A replica that did not look at its clock for this long was not running: silence meanwhile is its own fault."""
 
-YOUNG_NS = 3 * config.HEARTBEAT_NS
+YOUNG_NS = config.HEARTBEAT_REST_NS + config.HEARTBEAT_NS
 """A replica that runs for less than this may not have heard of every node: it calls nothing impossible."""
 
 GONE_NS = 10 * config.SUSPICION_NS
@@ -119,6 +119,11 @@ class GlobalScheduler:
         if node is not None and (load.incarnation, message.sequence) <= (node.load.incarnation, node.sequence):
             self._nodes[load.node] = node
             return []
+        if node is not None and load == node.load:
+            node.route, node.sequence, node.heard_ns = route, message.sequence, self._now_ns
+            self._nodes[load.node] = node
+            self._roster.confirm(load)
+            return self._inform(node, message)
         if node is None or not members.same(node.load, load):
             line, told = members.line(load), self._history_base
             if node is not None:
@@ -131,12 +136,15 @@ class GlobalScheduler:
             node.load, node.route, node.sequence, node.heard_ns = load, route, message.sequence, self._now_ns
         self._nodes[load.node] = node
         self._roster.update(load)
-        if self._gone.pop(load.node, None) is not None:
+        if self._gone and self._gone.pop(load.node, None) is not None:
             return [Send(route, NodeGone(load.node))]
-        if message.members == self._digest:
-            node.told = self._history_base + len(self._history)
-            return []
-        return self._tell(node)
+        return self._inform(node, message)
+
+    def _inform(self, node: _Node, message: Heartbeat) -> list[Any]:
+        if message.members != self._digest:
+            return self._tell(node)
+        node.told = self._history_base + len(self._history)
+        return []
 
     def _log(self, name: str) -> None:
         self._history.append(name)
@@ -191,14 +199,14 @@ class GlobalScheduler:
         need, strategy, roster = message.resources, message.strategy, self._roster
         if strategy.kind == "node":
             named = roster.named(strategy.node)
-            reason = policy.unsuitable_node(need, strategy, named)
+            reason = reasons.unsuitable_node(need, strategy, named)
             if named is not None and not reason:
                 return policy.put(need, message.count, named)
             if not strategy.soft:
                 return Placement([], False, reason)
         kinds = roster.suitable(need, strategy)
         if not kinds:
-            return Placement([], False, policy.unsuitable(need, strategy, roster.kinds()))
+            return Placement([], False, reasons.unsuitable(need, strategy, roster.kinds()))
         asker, spread = roster.nodes.get(message.node), strategy.kind == "spread"
         asker_able = asker is not None and policy.suits(asker.total, asker.labels, need, strategy)
         able = roster.sample(need, message.count, kinds, exclude=message.exclude or (), crowd=not asker_able,

@@ -86,13 +86,14 @@ class LocalScheduler:
         self._spill.schedulers = dict(schedulers or {})
         self._lending = Lending(self._demands)
         self._presence = Presence(self._context, self._demands, incarnation=incarnation, pid=pid)
+        self._presence.report_to(self._spill.schedulers)
         self._reclaim_ns = self._sweep_ns = 0
         self._waiting = self._postponed = False
 
     def set_schedulers(self, schedulers: dict[str, str]) -> None:
         """Replace the list of global scheduler replicas: name -> endpoint. They hear of us at the next tick."""
         self._spill.schedulers = dict(schedulers)
-        self._presence.hurry()
+        self._presence.report_to(schedulers)
 
     # --- the machine ---------------------------------------------------------------------------------------------
 
@@ -106,8 +107,11 @@ class LocalScheduler:
         if waiting is not None:
             if overdue:
                 self._sweep(waiting)
-            self._schedule(waiting)
-        self._presence.beat(self._spill.schedulers, waiting)
+            if waiting or self._actors.actors or self._waiting or context.ledger.oversubscribed():
+                self._schedule(waiting)
+            else:
+                self._start_workers(0)
+        self._presence.beat(waiting, news=type(event) is not Tick)
         effects, context.effects = context.effects, []
         return effects
 
@@ -183,35 +187,36 @@ class LocalScheduler:
         return True
 
     def _received(self, route: bytes, message: Any) -> bool:
-        match message:
-            case DeclareDemand() | ReturnLease() | ReassignLeases() | WorkerBlocked() | WorkerUnblocked() | (
-                ActorStarted()) | ActorBuilding():
-                return self._from_session(route, message)
-            case CreateActor():
-                self._actors.create(route, message)
-            case KillActor():
-                self._actors.kill(message)
-            case RequestRemoteLease():
-                self._lending.asked(route, message)
+        match message:  # the most frequent ones first: each case is looked at in turn
             case RemoteLeaseGranted():
                 self._spill.granted(route, message)
                 return False
-            case RemoteLeaseReclaimed():
-                self._spill.reclaimed(message)
-                return False
+            case DeclareDemand() | ReturnLease():
+                return self._from_session(route, message)
+            case RequestRemoteLease():
+                self._lending.asked(route, message)
             case ReturnRemoteLease():
                 self._lending.returned(route, message)
             case ReassignRemoteLeases():
                 self._lending.reassigned(route, message)
                 return False
-            case LeaseLost():
-                self._spill.lost(message)
             case DemandPlaced():
                 self._spill.answered(message)
-            case ClusterView():
-                self._cluster_view(message)
+            case RemoteLeaseReclaimed():
+                self._spill.reclaimed(message)
+                return False
             case NodeGone():
                 return self._node_gone(message.node)
+            case WorkerBlocked() | WorkerUnblocked() | ReassignLeases() | ActorStarted() | ActorBuilding():
+                return self._from_session(route, message)
+            case CreateActor():
+                self._actors.create(route, message)
+            case KillActor():
+                self._actors.kill(message)
+            case LeaseLost():
+                self._spill.lost(message)
+            case ClusterView():
+                self._cluster_view(message)
             case ActorMoved():
                 self._actors.moved(message)
             case HoldersDied():
@@ -236,13 +241,13 @@ class LocalScheduler:
                         self._presence.ran(demand.mean_ns)
                     self._spill.trim(self._demands.declare(owner, demand))
             case ReturnLease():
-                useful = self._spill.returned(owner, message.leases)
+                missing, useful = self._spill.returned(owner, message.leases), False
                 for number in message.leases:
                     lease = self._demands.leases.get(number)
                     if lease is not None and lease.claim.owner is owner:
                         self._demands.returned(number)
                         useful = True
-                return useful
+                return useful or self._miss(missing)
             case ReassignLeases():
                 reassign(self._context, self._demands, self._spill, owner, message)
                 return False
@@ -257,6 +262,12 @@ class LocalScheduler:
                 else:
                     self._context.ledger.resume(worker.allocation)
         return True
+
+    def _miss(self, claims: list[Claim]) -> bool:
+        """Claims have fewer leases elsewhere now, and ask there for others. Whether there is room for them here; if
+        not, whom to ask back can wait for the next tick."""
+        self._waiting = self._waiting or bool(claims)
+        return any(self._context.ledger.fits(claim.need) for claim in claims)
 
     def _joined(self, event: SessionJoined) -> None:
         if event.name in self._demands.owners:
@@ -357,12 +368,11 @@ class LocalScheduler:
     # --- scheduling ----------------------------------------------------------------------------------------------
 
     def _schedule(self, waiting: list[Claim]) -> None:
-        context, now_ns = self._context, self._context.now_ns
+        now_ns = self._context.now_ns
         needed = self._actors.place() + self._demands.grant(waiting)
-        if count := context.pool.to_start(needed, now_ns):
-            context.emit(StartWorkers(count))
+        self._start_workers(needed)
         for claim in waiting:
-            if claim.sought > claim.missing:
+            if claim.sought and claim.sought > claim.missing:
                 self._spill.trim(claim)
         self._spill.seek(waiting)
         waiters = self._demands.waiters(waiting) + self._actors.waiters()
@@ -371,3 +381,7 @@ class LocalScheduler:
         if waiters and not self._postponed:
             self._reclaim_ns = now_ns
             self._demands.reclaim(waiters)
+
+    def _start_workers(self, needed: int) -> None:
+        if count := self._context.pool.to_start(needed, self._context.now_ns):
+            self._context.emit(StartWorkers(count))

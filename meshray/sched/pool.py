@@ -133,13 +133,13 @@ class Pool:
     def to_start(self, needed: int, now_ns: int) -> int:
         """Return how many workers to start now, when ``needed`` pieces of work could begin at once; they count as
         starting from here on."""
-        if now_ns < self._start_after_ns:
-            return 0
         if self._spare and now_ns - self._actor_taken_ns > SPARE_QUIET_NS:
             self._spare = 0
         for_tasks = len(self.workers) - len(self._not_for_tasks)
-        missing = max(needed + self._spare - self.idle, self._prestart - for_tasks) - self.starting
-        count = max(0, min(missing, config.WORKERS_STARTING_MAX - self.starting))
+        missing = max(needed + self._spare - len(self._idle), self._prestart - for_tasks) - self.starting
+        if missing <= 0 or now_ns < self._start_after_ns:
+            return 0
+        count = min(missing, config.WORKERS_STARTING_MAX - self.starting)
         self.starting += count
         return count
 

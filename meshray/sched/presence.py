@@ -2,7 +2,8 @@
 
 *Pure.* Runs in the node process, inside ``LocalScheduler``.
 
-1. Each ``HEARTBEAT_NS``, and sooner when it becomes full or free, the node tells every global scheduler its load.
+1. The node tells every global scheduler its load: each ``HEARTBEAT_NS`` while it changes, each ``HEARTBEAT_REST_NS``
+   while it does not, and sooner when the node becomes full or free.
 2. What is about to be given out does not count as free.
 3. A heartbeat carries the digest of the nodes known here; a replica that knows others answers with them.
 
@@ -14,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from meshray import config
+from meshray.machine import Connect, Send
 from meshray.messages.sched import ClusterView, Heartbeat, NodeLoad
 from meshray.sched import members, policy
 from meshray.sched.context import Context
 from meshray.sched.demands import Claim, Demands
+from meshray.sched.events import route_to
 
 HEARTBEAT_MIN_NS = 10 * config.MILLISECOND_NS
 """Heartbeats outside the rhythm are at least this far apart."""
@@ -33,7 +36,10 @@ class Presence:
         self._pid = pid
         self._sent = 0
         self._sent_ns = 0
-        self._shown: dict[str, int] = {}
+        self._last: Heartbeat | None = None
+        self._news = False
+        """Whether anything has happened since the last heartbeat, or since it was found that it changed nothing."""
+        self._replicas: list[tuple[Connect, bytes]] = []
         self._mean_task_ns = 0
         self._digest = members.line(self.load())
 
@@ -51,30 +57,49 @@ class Presence:
         return NodeLoad(context.node, context.name, context.endpoint, context.ledger.total, free, queued,
                         self._mean_task_ns, context.bytes_per_s, self._incarnation, self._pid, context.labels)
 
-    def hurry(self) -> None:
-        """The replicas have changed: say the load at the next occasion."""
+    def report_to(self, schedulers: dict[str, str]) -> None:
+        """Tell these replicas from now on (name -> endpoint), for the first time at the next occasion."""
+        self._replicas = [(Connect(name, endpoint), route_to(name)) for name, endpoint in schedulers.items()]
         self._sent_ns = 0
 
     def due_ns(self) -> int:
         """Return when the next heartbeat is due."""
-        return self._sent_ns + config.HEARTBEAT_NS if self._sent_ns else 0
+        if not self._sent_ns:
+            return 0
+        return self._sent_ns + (config.HEARTBEAT_NS if self._news else config.HEARTBEAT_REST_NS)
 
-    def beat(self, schedulers: dict[str, str], waiting: list[Claim] | None = None) -> None:
-        """Report the load if it is time, or if a resource was used up or became free again."""
+    def beat(self, waiting: list[Claim] | None = None, *, news: bool) -> None:
+        """Report the load if it is time, or if a resource was used up or became free again. ``news``: something other
+        than time has passed."""
         context, now_ns = self._context, self._context.now_ns
+        self._news = self._news or news
         elapsed_ns = now_ns - self._sent_ns
-        if self._sent_ns and elapsed_ns < config.HEARTBEAT_NS:
-            if elapsed_ns < HEARTBEAT_MIN_NS or not schedulers:
+        load = None
+        if self._last is not None and self._sent_ns and elapsed_ns < config.HEARTBEAT_REST_NS:
+            if not self._news or elapsed_ns < HEARTBEAT_MIN_NS:
                 return
-            available, shown = context.ledger.available, self._shown
-            if all((available[name] > 0) == (shown[name] > 0) for name in shown):
+            if elapsed_ns >= config.HEARTBEAT_NS:
+                load = self.load(waiting)
+                if load == self._last.load and self._last.members == self._digest:
+                    self._news = False
+                    return
+            elif not self._replicas or not self._turned(self._last.load.available):
                 return
         self._sent_ns = max(1, now_ns)
         self._sent += 1
-        self._shown = context.ledger.free()
-        message = Heartbeat(self.load(waiting), self._sent, self._digest)
-        for name, endpoint in schedulers.items():
-            context.send_to(name, endpoint, message)
+        self._news = False
+        self._last = message = Heartbeat(load or self.load(waiting), self._sent, self._digest)
+        for connect, route in self._replicas:
+            context.emit(connect)
+            context.emit(Send(route, message))
+
+    def _turned(self, shown: dict[str, int]) -> bool:
+        """Whether a resource was used up or became free since others were told."""
+        available, starting = self._context.ledger.available, self._demands.starting
+        for name, amount in shown.items():  # noqa: SIM110  asked at every event, and a generator costs twice as much
+            if (available[name] > starting.get(name, 0)) != (amount > 0):
+                return True
+        return False
 
     def learn(self, message: ClusterView) -> bool:
         """Take in members that a replica tells; whether any was new or has changed."""

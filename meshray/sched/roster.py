@@ -73,7 +73,13 @@ class Roster:
         node.queued = load.queued
         node.mean_task_ns = load.mean_task_ns
         node.bytes_per_s = load.bytes_per_s
+        node.booked = False
         self._kind_of[load.node].sort(node)
+
+    def confirm(self, load: NodeLoad) -> None:
+        """Take the same words of a node again: nothing to do unless something was booked there since the last time."""
+        if self.nodes[load.node].booked:
+            self.update(load)
 
     def _add(self, load: NodeLoad) -> Candidate:
         key = (*sorted(load.total.items()), *sorted(load.labels.items()))
@@ -151,8 +157,9 @@ class Roster:
             kind = self._kind_of.get(name)
             if kind is not None:
                 self._turns += 1
-                self.nodes[name].turn = self._turns
-                kind.sort(self.nodes[name])
+                node = self.nodes[name]
+                node.turn, node.booked = self._turns, True
+                kind.sort(node)
 
     def check(self) -> None:
         """Assert that the indices agree."""

@@ -27,7 +27,7 @@ from meshray.messages.sched import (
     RequestRemoteLease,
     ReturnRemoteLease,
 )
-from meshray.sched import policy
+from meshray.sched import policy, reasons
 from meshray.sched.actors import Actor, Actors
 from meshray.sched.context import Context
 from meshray.sched.demands import Ask, Claim, Demands, Owner
@@ -98,9 +98,8 @@ class Spill:
             self._seek_actor(actor)
 
     def _seek_claim(self, claim: Claim) -> None:
-        key = (claim.owner.name, claim.klass)
         short = claim.missing - claim.sought
-        if short <= 0 or self._resting(key):
+        if short <= 0 or self._resting(key := (claim.owner.name, claim.klass)):
             return
         need = visible(claim.need)
         if self._must_move(claim):
@@ -154,9 +153,9 @@ class Spill:
         """No global scheduler: this node is the cluster."""
         context = self._context
         need, strategy = message.resources, message.strategy
-        reason = policy.unsuitable(need, strategy, [(context.ledger.total, context.labels)])
+        reason = reasons.unsuitable(need, strategy, [(context.ledger.total, context.labels)])
         if strategy.kind == "node" and not strategy.soft and not policy.is_here(strategy, context.node, context.name):
-            reason = policy.unsuitable_node(need, strategy, None)
+            reason = reasons.unsuitable_node(need, strategy, None)
         places = [] if reason else [(context.node, context.endpoint, message.count)]
         self._take_places(key, places, not reason, reason)
 
@@ -283,15 +282,15 @@ class Spill:
         if lease is not None:
             self._context.send(lease.claim.owner.route, LeaseReclaimed(message.lease))
 
-    def returned(self, owner: Owner, numbers: list[int], *, kill: bool = False) -> bool:
-        """An owner is done with leases of other nodes. Whether it misses one now, which this node may have."""
+    def returned(self, owner: Owner, numbers: list[int], *, kill: bool = False) -> list[Claim]:
+        """An owner is done with leases of other nodes. Return its claims that miss one now."""
         done: dict[tuple[int, str], list[int]] = {}
         for number in numbers:
             lease = self.leases.get(number)
             if lease is not None and lease.claim.owner is owner:
                 del self.leases[number]
                 done.setdefault((lease.claim.klass, lease.node), []).append(number)
-        misses = False
+        missing: dict[int, Claim] = {}
         for (klass, node), leases in done.items():
             claim = owner.claims[klass]
             ask = claim.remote[node]
@@ -300,9 +299,10 @@ class Spill:
             if not kill and not claim.missing:
                 self._hand_over(claim, node, ask.endpoint, len(leases))
             self._context.send_to(node, ask.endpoint, ReturnRemoteLease(leases, kill, owner.name, klass, ask.asked))
-            misses = misses or claim.missing > 0
             self.trim(claim)
-        return misses
+            if claim.missing:
+                missing[klass] = claim
+        return list(missing.values())
 
     def lost(self, message: LeaseLost) -> None:
         """A worker of another node died."""
@@ -358,7 +358,8 @@ class Spill:
         """Turn to the next replica where one is silent; turn away from nodes that grant nothing. ``waiting``: who lacks
         leases."""
         now_ns = self._context.now_ns
-        late = [request for request in self.requests.values() if now_ns - request.sent_ns > PLACE_TIMEOUT_NS]
+        late = [request for request in self.requests.values()
+                if now_ns - request.sent_ns > PLACE_TIMEOUT_NS] if self.requests else []
         if late:
             self._replica += 1
         for request in late:
@@ -371,8 +372,10 @@ class Spill:
                     self._shunned.setdefault((claim.owner.name, claim.klass), []).append(node)
                     claim.ask(node, ask.endpoint, ask.held - ask.asked)
                     self._send_ask(claim, node, ask)
-        self._not_before_ns = {key: due for key, due in self._not_before_ns.items() if due > now_ns}
-        self._shunned = {key: nodes for key, nodes in self._shunned.items() if key[0] in self._demands.owners}
+        if self._not_before_ns:
+            self._not_before_ns = {key: due for key, due in self._not_before_ns.items() if due > now_ns}
+        if self._shunned:
+            self._shunned = {key: nodes for key, nodes in self._shunned.items() if key[0] in self._demands.owners}
 
     def check(self) -> None:
         """Assert invariants 1 to 3."""

@@ -172,3 +172,14 @@ def test_ping_and_strangers() -> None:
     assert machine.handle(Received(b"x", Pong(3)), 0) == []
     assert placed(machine, PlaceDemand(1, "a", CPU, 1), YOUNG_NS - 1).feasible, "it may not know everybody yet"
     assert not placed(machine, PlaceDemand(1, "a", CPU, 1), 2 * YOUNG_NS).feasible
+
+
+def test_a_node_that_repeats_itself_gives_back_what_was_booked_there() -> None:
+    machine = GlobalScheduler("s")
+    machine.handle(beat("a", 1, free=0), 0)
+    machine.handle(beat("b", 1, free=1), 0)
+    assert places(machine, 1) == [("b", 1)]
+    assert places(machine, 1) == [], "it counts as used"
+    machine.handle(beat("b", 2, free=1), 1)
+    machine.check()
+    assert places(machine, 1) == [("b", 1)], "what was asked for did not get there"

@@ -36,51 +36,14 @@ from meshray.messages.tasks import TaskEntry
 from meshray.sched.events import (
     ActorStateChanged,
     DriverGone,
-    SessionJoined,
     StartWorkers,
     StopWorker,
     WorkerDied,
     WorkerLabelled,
     WorkerStartFailed,
 )
-from meshray.sched.local import LocalScheduler
-
-U = 10_000
-CPU = {"CPU": U}
-MS = config.MILLISECOND_NS
-
-
-class Bench:
-    """One scheduler, its clock, and the effects of each event."""
-
-    def __init__(self, cpus: int = 2, **options: Any) -> None:
-        self.machine = LocalScheduler("node-1", "head", "ipc://node-1", {"CPU": cpus * U}, **options)
-        self.now_ns = 1
-        self.workers = 0
-
-    def event(self, event: Any) -> list[Any]:
-        self.now_ns += MS
-        effects = self.machine.handle(event, self.now_ns)
-        self.machine.check()
-        return effects
-
-    def says(self, who: str, message: Any) -> list[Any]:
-        return self.event(Received(who.encode(), message))
-
-    def driver(self, name: str) -> None:
-        self.event(SessionJoined(name, name.encode(), "driver", 1, f"ipc://{name}", "job"))
-
-    def worker(self) -> list[Any]:
-        self.workers += 1
-        name = f"w{self.workers}"
-        return self.event(SessionJoined(name, name.encode(), "worker", self.workers, f"ipc://{name}"))
-
-    def wants(self, who: str, count: int, need: dict[str, int] | None = None, klass: int = 0) -> list[Any]:
-        return self.says(who, DeclareDemand([Demand(klass, CPU if need is None else need, count)]))
-
-
-def sent(effects: list[Any], kind: type) -> list[Any]:
-    return [effect.message for effect in effects if isinstance(getattr(effect, "message", None), kind)]
+from meshray.sched.local import WAITING_TICK_NS
+from tests.unit.sched.bench import CPU, MS, Bench, U, sent
 
 
 def started(effects: list[Any]) -> int:
@@ -368,3 +331,25 @@ def test_the_end_of_a_node_is_told_by_each_replica_and_taken_in_once() -> None:
     effects = bench.says(">s1", NodeGone("node-2"))
     assert [type(effect) for effect in effects if not isinstance(effect, StartWorkers)] == [Disconnect, StopWorker]
     assert bench.says(">s2", NodeGone("node-2")) == []
+
+
+def test_who_returns_a_lease_to_another_node_gets_at_once_what_is_free_here() -> None:
+    bench = Bench(1, schedulers={"s1": "ipc://s1"})
+    bench.says(">s1", ClusterView([NodeLoad("node-2", "node-2", "ipc://node-2", CPU, {})], []))
+    bench.worker()
+    for name in ("d1", "d2"):
+        bench.driver(name)
+    (mine,) = sent(bench.wants("d2", 1), LeaseGranted)
+    effects = bench.says("d1", DeclareDemand([Demand(0, CPU, 1, backlog=100)]))
+    bench.says(">s1", DemandPlaced(sent(effects, PlaceDemand)[0].request, [("node-2", "ipc://node-2", 1)]))
+    bench.says("node-2", RemoteLeaseGranted("d1", 0, 77, "w77", "ipc://w77", "node-2", 77))
+    bench.now_ns += WAITING_TICK_NS
+    bench.event(Tick())
+    assert bench.machine.deadline_ns() > bench.now_ns + WAITING_TICK_NS, "nobody waits"
+    effects = bench.says("d1", ReturnLease([77]))
+    assert bench.machine.deadline_ns() <= bench.now_ns + WAITING_TICK_NS, "somebody waits"
+    assert sent(effects, ReturnRemoteLease) and not sent(effects, LeaseGranted)
+    bench.says("node-2", RemoteLeaseGranted("d1", 0, 78, "w77", "ipc://w77", "node-2", 77))
+    bench.says("d2", DeclareDemand([Demand(0, CPU, 0)]))
+    bench.says("d2", ReturnLease([mine.lease]))
+    assert len(sent(bench.says("d1", ReturnLease([78])), LeaseGranted)) == 1

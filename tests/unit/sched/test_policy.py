@@ -6,7 +6,7 @@ import pytest
 
 from meshray import config, labels
 from meshray.messages.node import Strategy
-from meshray.sched import policy
+from meshray.sched import policy, reasons
 from meshray.sched.policy import Candidate, Holding, Waiter
 
 U = 10_000
@@ -38,7 +38,7 @@ def test_estimated_wait_is_queue_times_mean_plus_transfer() -> None:
     ({"CPU": 2 * U, "x": U}, "needs 2 CPU, 1 x on one node, and no node has all of them together"),
 ])
 def test_shortage_names_resource_and_numbers(need: dict[str, int], reason: str) -> None:
-    assert policy.shortage(need, [{"CPU": 2 * U}, {"CPU": U, "x": U}]) == reason
+    assert reasons.shortage(need, [{"CPU": 2 * U}, {"CPU": U, "x": U}]) == reason
 
 
 def waiter(short: int = 1, *, owner: str = "b", held: int = 0, need: dict[str, int] | None = None) -> Waiter:
@@ -143,14 +143,14 @@ def test_what_no_node_can_run_is_refused_with_the_reason(need: dict[str, int], s
                                                          reason: str) -> None:
     kinds = [({"CPU": 2 * U}, {"zone": "a"}), ({"CPU": 9 * U}, {"zone": "b", "disk": "ssd"})]
     strategy = Strategy(labels=selector)
-    assert policy.unsuitable(need, strategy, kinds) == reason
+    assert reasons.unsuitable(need, strategy, kinds) == reason
     assert any(policy.suits(*kind, need, strategy) for kind in kinds) == (not reason)
 
 
 def test_the_one_node_that_is_allowed_may_be_wrong_in_three_ways() -> None:
     alone = Strategy("node", "b", labels=(("zone", "a"),))
-    assert policy.unsuitable_node(CPU, alone, None) == "must run on node 'b', which is not part of the cluster"
-    assert policy.unsuitable_node(CPU, alone, node("b", 4)) == (
+    assert reasons.unsuitable_node(CPU, alone, None) == "must run on node 'b', which is not part of the cluster"
+    assert reasons.unsuitable_node(CPU, alone, node("b", 4)) == (
         "must run on node 'b', which lacks a label: needs label zone=a, no node has a label zone")
-    assert policy.unsuitable_node({"CPU": 9 * U}, Strategy("node", "b"), node("b", 4)) == (
+    assert reasons.unsuitable_node({"CPU": 9 * U}, Strategy("node", "b"), node("b", 4)) == (
         "must run on node 'b', which is too small: needs 9 CPU, the cluster's largest node has 4")
