@@ -24,6 +24,13 @@ TURN_MESSAGES_MAX = 256
 HANDSHAKE_TIMEOUT_NS = 10 * SECOND_NS
 """A peer that connects and says nothing is dropped after this."""
 
+RECONNECT_MAX_NS = 1 * SECOND_NS
+"""ZeroMQ tries again to reach a process that does not answer, after pauses that double up to this."""
+
+RECONNECT_SERVICE_MAX_NS = 100 * MILLISECOND_NS
+"""The same for a process that comes back under its name: whoever waits for it would wait half of its absence more. Not
+for workers and drivers, of which a long life knows thousands that are gone for ever."""
+
 NETWORK_FRAME_BYTES_MAX = 72 * MIB
 """Largest frame accepted over TCP; above it the connection is dropped. The largest that we send is a value of the
 control store (64 MiB); objects go by the bulk plane."""

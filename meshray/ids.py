@@ -62,6 +62,10 @@ def root_task(job: str) -> bytes:
     return blake3(b"job:" + job.encode()).digest(length=TASK_ID_BYTES)
 
 
+ONCE = ("driver-", "worker-")
+"""How the names begin of processes that live once. All others may end and come back under their names."""
+
+
 def process_name(kind: str, entropy: bytes) -> str:
     """Name a process: kind and 12 hex digits, for example ``worker-3f2a9c1d0b7e``. At most 32 characters."""
     return f"{kind}-{entropy.hex()[:12]}"

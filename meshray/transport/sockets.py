@@ -10,6 +10,7 @@
 3. Routing is mandatory: a message to a peer that is not there is reported, not dropped.
 4. Linger is bounded, high-water marks are off (every queue above has its own named limit), frames are bounded.
 5. An ipc path is never stolen from a living process: binding refuses a path that somebody answers on.
+6. A dialog with a service outlives its process: what is sent meanwhile waits, and the next process has it soon.
 
 Source: ZeroMQ RFC 28 (ROUTER), zmq_setsockopt(3).
 """
@@ -29,7 +30,7 @@ from typing import Any, Protocol
 import zmq
 from zmq.backend import Socket, zmq_poll
 
-from meshray import config
+from meshray import config, ids
 
 Route = bytes
 OUT = b">"
@@ -166,7 +167,6 @@ class Peers:
         socket.setsockopt(zmq.MAXMSGSIZE, config.MESSAGE_BYTES_MAX)
         socket.setsockopt(zmq.HANDSHAKE_IVL, config.HANDSHAKE_TIMEOUT_NS // config.MILLISECOND_NS)
         socket.setsockopt(zmq.RECONNECT_IVL, 5)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         return socket
 
     def _bind(self, endpoint: str) -> None:
@@ -201,6 +201,8 @@ class Peers:
             self._reopened += 1
             inner = self._inner[route] = b"%s\0%d" % (route, self._reopened)
             self._outer[inner] = route
+        pause_ns = config.RECONNECT_MAX_NS if name.startswith(ids.ONCE) else config.RECONNECT_SERVICE_MAX_NS
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, pause_ns // config.MILLISECOND_NS)
         self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, inner)
         self._socket.connect(endpoint)
         self._connected[route] = endpoint

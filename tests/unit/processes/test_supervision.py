@@ -5,7 +5,14 @@ from __future__ import annotations
 from meshray import config
 from meshray.machine import Stop
 from meshray.processes.node_events import ServiceExited, StartService
-from meshray.processes.supervision import PAUSE_MAX_NS, PAUSE_NS, RESTART_WINDOW_NS, RESTARTS_MAX, Supervisor
+from meshray.processes.supervision import (
+    PAUSE_MAX_NS,
+    PAUSE_NS,
+    RESTART_WINDOW_NS,
+    RESTARTS_MAX,
+    SOUND_NS,
+    Supervisor,
+)
 
 
 def ended(name="shard-0-0"):
@@ -70,3 +77,16 @@ def test_what_has_replicas_starts_again_for_ever_and_never_at_once():
         pauses_ns.append(due_ns - now_ns)
     assert pauses_ns[:4] == [PAUSE_NS, 2 * PAUSE_NS, 4 * PAUSE_NS, 8 * PAUSE_NS]
     assert max(pauses_ns) == PAUSE_MAX_NS
+
+
+def test_pauses_grow_only_for_what_ends_soon_after_its_start():
+    supervisor = Supervisor(lasting=["shard-0-0"])
+    lives_ns = [SOUND_NS, SOUND_NS, SOUND_NS - 1, 0, SOUND_NS, 0]
+    now_ns, pauses_ns = SOUND_NS, []
+    for life_ns in lives_ns:
+        supervisor.exited(ended(), now_ns)
+        due_ns = supervisor.deadline_ns()
+        pauses_ns.append(due_ns - now_ns)
+        supervisor.tick(due_ns)
+        now_ns = due_ns + life_ns
+    assert pauses_ns == [PAUSE_NS, PAUSE_NS, PAUSE_NS, 2 * PAUSE_NS, 4 * PAUSE_NS, PAUSE_NS]

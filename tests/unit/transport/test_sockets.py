@@ -7,7 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
+import zmq
+from zmq.utils.monitor import recv_monitor_message
 
+from meshray import config
 from meshray.transport.sockets import Peers, process_endpoint
 
 DEADLINE_MS = 5000
@@ -73,3 +76,19 @@ def test_waiting_says_which_descriptors_are_readable(peers):
             receiver.unwatch_fd(read_end)
             os.close(read_end)
             os.close(write_end)
+
+
+@pytest.mark.parametrize("name, patient", [("shard-0-0", False), ("node", False), ("worker-3f2a9c1d0b7e", True)])
+def test_who_comes_back_under_its_name_is_looked_for_often(peers, name, patient):
+    """The pauses between attempts double; what ZeroMQ tells as the value of each event is the next one, in ms."""
+    caller = peers("a")
+    monitor = caller.socket.get_monitor_socket(zmq.EVENT_CONNECT_RETRIED)
+    caller.connect(name, caller.endpoint + "-of-nobody")
+    pauses_ms = []
+    for _ in range(8):
+        assert monitor.poll(DEADLINE_MS), "no further attempt"
+        pauses_ms.append(recv_monitor_message(monitor)["value"])
+    caller.socket.disable_monitor()
+    monitor.close(linger=0)
+    longest_ms = config.RECONNECT_SERVICE_MAX_NS // config.MILLISECOND_NS
+    assert (max(pauses_ms) > 2 * longest_ms) == patient, pauses_ms
