@@ -16,7 +16,7 @@ import msgspec
 
 from meshray import config
 from meshray.node_config import NodeConfig
-from meshray.processes import birth, global_scheduler, master, shard
+from meshray.processes import birth
 from meshray.transport.behind_node import OwnNode
 from meshray.transport.endpoints import NODE_PROCESS
 from meshray.transport.sockets import process_endpoint
@@ -38,17 +38,24 @@ def title(settings: NodeConfig, name: str) -> str:
 
 
 def runner(settings: NodeConfig, name: str) -> birth.Runner:
-    """Return what the process of the shard server, master or global scheduler ``name`` runs."""
+    """Return what the process of the shard server, master or global scheduler ``name`` runs. Only that is imported: one
+    that starts again is waited for, and most of its start is imports."""
     node = own_node(settings)
     if name in settings.host_schedulers:
+        from meshray.processes import global_scheduler
+
         return lambda: global_scheduler.run(name, settings.host_schedulers[name], own_node=node)
     if name in settings.host_masters:
+        from meshray.processes import master
+
         return lambda: master.run(
             name, settings.host_masters[name], shards=settings.shards, acceptors=tuple(settings.acceptors),
             replicas=settings.replicas, rank=list(settings.masters).index(name), own_node=node)
     directory = os.path.join(settings.state_dir or settings.run_dir, "gcs", name)
     for made in (os.path.dirname(directory), directory):  # makedirs gives its mode to the last one only
         os.makedirs(made, 0o700, exist_ok=True)
+    from meshray.processes import shard
+
     index = int(name.split("-")[1])
     return lambda: shard.run(
         name, settings.host_shards[name], directory, settings.shards[index], settings.durability, index=index,
