@@ -93,6 +93,7 @@ class Reader:
     def tick(self, now_ns: int) -> list[Any]:
         """Drop what nobody waits for, ask again what is due."""
         effects: list[Any] = []
+        silent: list[Link] = []
         for cookie, ask in list(self._asks.items()):
             if ask.request.ended:
                 del self._asks[cookie]
@@ -100,6 +101,9 @@ class Reader:
                 ask.attempt += 1
                 ask.due_ns = now_ns + limits.RESEND_NS
                 effects.append(self._send(cookie, ask))
+                if ask.attempt and ask.link not in silent:
+                    silent.append(ask.link)
+                    effects += ask.link.follow()
         return effects
 
     def deadline_ns(self) -> int | None:

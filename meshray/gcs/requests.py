@@ -124,10 +124,14 @@ class Link:
         effects: list[Any] = [Disconnect(name) for name, _ in self._connected.difference(members)]
         effects += [Connect(*member) for member in members if member not in self._connected]
         self._connected = set(members)
-        if len(self._connected) > 1 or self.shard.epoch > 1:
-            # Also to those that know us already: they may be new processes under an old name.
-            effects += [Send(route, FollowShard(self.shard.epoch)) for route in self.routes]
-        return effects
+        return effects + self.follow()
+
+    def follow(self) -> list[Any]:
+        """Return the effects that let all members of a chain that may change tell us when it does, or has: also those
+        that know us already, since they may be new processes under an old name."""
+        if len(self.routes) == 1 and self.shard.epoch <= 1:
+            return []
+        return [Send(route, FollowShard(self.shard.epoch)) for route in self.routes]
 
     def adopt(self, shard: Shard) -> bool:
         """Take over a newer configuration; return whether it is one."""

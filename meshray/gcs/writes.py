@@ -118,7 +118,7 @@ class Writer:
             return []
         frame.attempt += 1
         frame.due_ns = now_ns + limits.RESEND_NS
-        return [self._send(frame)]
+        return [*(self._link.follow() if frame.attempt else ()), self._send(frame)]
 
     def deadline_ns(self) -> int | None:
         """When ``tick`` is due next."""

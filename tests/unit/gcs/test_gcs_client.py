@@ -162,8 +162,23 @@ def test_silent_members_are_asked_in_turn() -> None:
     client.write([Op("kv", b"k")], 0)
     routes = []
     for turn in range(1, 5):
-        routes += [effect.to for effect in client.handle(Tick(), turn * limits.RESEND_NS) if isinstance(effect, Send)]
+        routes += [effect.to for effect in client.handle(Tick(), turn * limits.RESEND_NS)
+                   if isinstance(effect, Send) and isinstance(effect.message, Write)]
     assert routes == [b">a", b">b", b">d", b">a"]
+
+
+@pytest.mark.parametrize("kind", [Write, Read])
+def test_after_a_silence_every_member_may_tell_of_a_newer_chain(kind: type) -> None:
+    """Those that were to tell of it may all have ended, and others live under their names."""
+    client = GcsClient("c", [Shard(1, [("a", "x"), ("b", "y")])])
+    for _ in range(2):
+        client.write([Op("kv", b"k")], 0) if kind is Write else client.read([("kv", b"k")], 0)
+    effects = client.handle(Tick(), limits.RESEND_NS)
+    follows = [effect.to for effect in effects if isinstance(effect, Send) and isinstance(effect.message, FollowShard)]
+    assert follows == [b">a", b">b"]
+    effects = client.handle(Received(b">b", WrongEpoch(Shard(3, [("b", "y")]))), limits.RESEND_NS)
+    assert {effect.to for effect in effects if isinstance(effect, Send) and isinstance(effect.message, kind)} == {b">b"}
+
 
 
 def test_reads_are_continued_and_joined() -> None:
