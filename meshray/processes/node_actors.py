@@ -121,7 +121,9 @@ class NodeActors:
 
     def deadline_ns(self) -> int | None:
         """When ``tick`` is due."""
-        return min((*self._unknown.values(), *(due_ns for due_ns, _ in self._kills)), default=None)
+        if not self._unknown and not self._kills:
+            return None
+        return min((*self._unknown.values(), *(due_ns for due_ns, _ in self._kills)))
 
     def tick(self, now_ns: int) -> list[Any]:
         """Look again for actors without a row, and for those that should be killed where they are next. A row may be

@@ -216,7 +216,7 @@ class Describer:
 
     def deadline_ns(self) -> int | None:
         """When ``tick`` is due."""
-        return min((gathering.deadline_ns for gathering in self._open.values()), default=None)
+        return min((gathering.deadline_ns for gathering in self._open.values()), default=None) if self._open else None
 
     def gone(self, name: str) -> list[Any]:
         """A session or node is gone: nobody waits for it."""

@@ -39,7 +39,7 @@ class NodeLogs:
 
     def deadline_ns(self) -> int | None:
         """When ``tick`` is due."""
-        return min((leaving.deadline_ns for leaving in self._leaving.values()), default=None)
+        return min(leaving.deadline_ns for leaving in self._leaving.values()) if self._leaving else None
 
     def tick(self, now_ns: int) -> list[Any]:
         """Let drivers go that have waited long enough."""

@@ -110,6 +110,8 @@ class ArenaDirectory:
 
     def deadline_ns(self) -> int | None:
         """When a waiting request must be refused, an early free be forgotten, or a dead process's lease end."""
+        if not (self.room.waiting or self._early_order or self.room.lingering):
+            return None
         deadlines = [waiting.deadline_ns for waiting in self.room.waiting]
         if self._early_order:
             deadlines.append(self._early_order[0][0])

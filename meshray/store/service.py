@@ -91,7 +91,8 @@ class StoreService:
         """Objects on disk that are not served from there -> what other nodes asked about them, by who asked; answered
         when they are back."""
         all_parts = (self.chunk_server, self.puller, self.spiller, self.directory)
-        self._parts = all_parts
+        self.parts = all_parts
+        """Each has a deadline of its own."""
         self._by_kind: dict[type, tuple[Any, ...]] = {
             **dict.fromkeys(_DIRECTORY, (self.directory,)),
             **dict.fromkeys(_PULLER, (self.puller,)),
@@ -143,14 +144,14 @@ class StoreService:
 
     def deadline_ns(self) -> int | None:
         """When ``Tick`` is due next."""
-        deadlines = (part.deadline_ns() for part in self._parts)
+        deadlines = (part.deadline_ns() for part in self.parts)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def statistics(self) -> dict[str, int]:
         """Return the counters of all parts."""
-        return {**self._counters(), **{key: value for part in self._parts for key, value in part.statistics().items()}}
+        return {**self._counters(), **{key: value for part in self.parts for key, value in part.statistics().items()}}
 
     def check(self) -> None:
         """Assert every invariant of every part."""
-        for part in self._parts:
+        for part in self.parts:
             part.check()

@@ -145,6 +145,8 @@ class Spiller:
 
     def deadline_ns(self) -> int | None:
         """When to look for room again, or to give an object up that was never sealed."""
+        if not self.awake:
+            return None
         deadlines = [expected.deadline_ns for expected in self._expected.values()]
         if (self._room.waiting or self._room.unreserved_bytes) and not self._spilling:
             deadlines.append(self._look_ns)

@@ -5,6 +5,7 @@
 1. A turn handles at most ``TURN_MESSAGES_MAX`` messages; nothing is sent before what the turn persists is committed.
 2. Time is read once per turn, from one clock that never goes back.
 3. The host knows nothing of what the machine decides: effects that are not transport go to the ``perform`` table.
+4. A machine is asked for its deadline once for all that it has handled: a node asks all of its parts.
 
 Source: DESIGN s3; Ready loop of etcd's raft.
 """
@@ -50,6 +51,9 @@ class Host:
         self._perform = perform or {}
         self._persist = persist
         self._clock_ns = clock_ns
+        self._deadline_ns: int | None = None
+        self._deadline_known = False
+        """Whether nothing was handled since the machine was asked for its deadline."""
         self._sources = dict(sources or {})
         for fd in self._sources:
             peers.watch_fd(fd)
@@ -77,6 +81,7 @@ class Host:
         now_ns = self._clock_ns()
         effects: list[Any] = []
         handle = self.machine.handle
+        self._deadline_known = self._deadline_known and not (messages or self.peers.bounced or self.peers.readable)
         for parts in messages:
             message = decode(parts[1])
             if type(message) is BadFrame:
@@ -92,20 +97,29 @@ class Host:
             source = self._sources.get(fd)
             for event in source() if source is not None else ():
                 effects += handle(event, now_ns)
-        deadline_ns = self.machine.deadline_ns()
+        deadline_ns = self._deadline()
         if deadline_ns is not None and deadline_ns <= now_ns:
+            self._deadline_known = False
             effects += handle(Tick(), now_ns)
-        self.apply(effects, now_ns)
+        self._apply(effects, now_ns)
 
     def apply(self, effects: list[Any], now_ns: int) -> None:
-        """Persist, then perform ``effects``; events that performing causes are handled until none are left."""
+        """Persist, then perform ``effects`` of something that the machine handled without us; events that performing
+        causes are handled until none are left."""
+        self._deadline_known = False
+        self._apply(effects, now_ns)
+
+    def _apply(self, effects: list[Any], now_ns: int) -> None:
         while effects:
             if self._persist is not None:
+                self._deadline_known = False
                 effects = list(self._persist(effects))
             events: list[Any] = []
             for effect in effects:
                 events += self._act(effect)
             effects = []
+            if events:
+                self._deadline_known = False
             for event in events:
                 effects += self.machine.handle(event, now_ns)
 
@@ -124,8 +138,14 @@ class Host:
             return self._perform[kind](effect) or ()
         return ()
 
+    def _deadline(self) -> int | None:
+        if not self._deadline_known:
+            self._deadline_ns = self.machine.deadline_ns()
+            self._deadline_known = True
+        return self._deadline_ns
+
     def _timeout_ms(self, wait_max_ms: int) -> int:
-        deadline_ns = self.machine.deadline_ns()
+        deadline_ns = self._deadline()
         if deadline_ns is None:
             return wait_max_ms
         left_ns = deadline_ns - self._clock_ns()
