@@ -262,6 +262,14 @@ MALLOC_MMAP_BYTES = 32 * MIB
 MALLOC_KEPT_BYTES = 64 * MIB
 """Freed memory above this goes back to the system: as much as a few holders' windows of chunks."""
 
+BULK_SLICE_NS = 20 * MILLISECOND_NS
+"""CPU time that threads which move, hash and encrypt chunks ask the kernel for at a time: everybody else's slice is
+shorter (1.4 to 3 ms by default), and so everybody else who wakes runs first. The kernel takes up to 100 ms."""
+
+CONTROL_SLICE_NS = 100_000
+"""The same for a node's control loop and the I/O threads of its sockets, which run for less than this: the least that
+the kernel takes."""
+
 BULK_REQUEST_BYTES_MAX = 64 * KIB
 """Largest frame that the bulk socket accepts from those who ask; a request has less than 1 KiB."""
 

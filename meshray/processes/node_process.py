@@ -24,7 +24,7 @@ from meshray.ids import process_name
 from meshray.machine import Received
 from meshray.messages.state import StopCluster
 from meshray.node_config import NodeConfig, NodeFile
-from meshray.processes import allocation, run_dirs, state_dirs
+from meshray.processes import allocation, run_dirs, state_dirs, thread_slices
 from meshray.processes.key_ring import KeyRing
 from meshray.processes.node import NodeMachine
 from meshray.processes.node_events import (
@@ -74,13 +74,14 @@ class NodeProcess:
         self.arena = ArenaFile.create(settings.arena_path, settings.object_store_bytes)
         self._board = PinBoard(self.arena)
         self._spill_files = _open_spill_files(settings)
-        self._background = Background(self.arena)
-        self._disk = Background(self.arena, self._spill_files)
+        self._background = Background(self.arena, prepare=thread_slices.let_others_first)
+        self._disk = Background(self.arena, self._spill_files, prepare=thread_slices.let_others_first)
         self._bulk = Bulk(self.arena, self._open_bulk, self._spill_files)
         self._logs = WorkerLogs(os.path.join(settings.run_dir, "logs"))
         self._zygote = ZygoteLink(zygote, self._logs)
         self._ring: KeyRing | None = None
         self.peers, self.control = self._open_peers()
+        thread_slices.go_first(int(name) for name in os.listdir("/proc/self/task"))
         self.machine = self._make_machine()
         if self._ring is not None:
             self.machine.keys.rows.update(self._ring.rows)
@@ -118,6 +119,7 @@ class NodeProcess:
 
     def _open_bulk(self) -> BulkSockets:
         allocation.keep_freed_memory()
+        thread_slices.let_others_first()
         allowed = self._ring.allowed if self._ring is not None else None
         return BulkSockets(process_endpoint(self.settings.run_dir, "bulk"), self.settings.network, allowed)
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import assert_never
@@ -38,10 +38,12 @@ Done = ObjectDigested | RangePopulated | ObjectSpilled | ObjectRestored
 class Background:
     """One thread beside the host; started by the first effect, since most nodes never pull or spill."""
 
-    def __init__(self, file: ArenaFile, spill_files: SpillFiles | None = None) -> None:
-        """Work on ``file``; with ``spill_files`` also what the disk does."""
+    def __init__(self, file: ArenaFile, spill_files: SpillFiles | None = None, *,
+                 prepare: Callable[[], object] = lambda: None) -> None:
+        """Work on ``file``; with ``spill_files`` also what the disk does. ``prepare`` runs first in the thread."""
         self._file = file
         self._spill_files = spill_files
+        self._prepare = prepare
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._done: list[Done] = []
         self._lock = Lock()
@@ -77,6 +79,7 @@ class Background:
 
     def _run(self) -> None:
         try:
+            self._prepare()
             while (work := self._queue.get()) is not None:
                 event = self._perform(work)
                 if event is None:

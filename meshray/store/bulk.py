@@ -20,6 +20,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, assert_never
 
@@ -60,8 +61,8 @@ class Bulk:
     def __init__(self, file: ArenaFile, open_sockets: Callable[[], BulkSockets],
                  spill_files: SpillFiles | None = None, *,
                  verify: Callable[[bytes, Any], bool] = manifests.verify) -> None:
-        """``open_sockets`` makes the sockets when they are needed; ``spill_files`` has chunks that are on disk;
-        ``verify`` is replaced by measurements only."""
+        """``open_sockets`` makes the sockets when they are needed, in the thread that uses them; ``spill_files`` has
+        chunks that are on disk; ``verify`` is replaced by measurements only."""
         self._file = file
         self._spill_files = spill_files
         self._open_sockets = open_sockets
@@ -91,10 +92,14 @@ class Bulk:
     def start(self) -> str:
         """Start the thread, if it does not run; return where it listens. Raise OSError if it cannot listen there."""
         if self._sockets is None:
-            self._sockets = self._open_sockets()
-            self._sockets.watch_fd(self._wake_fd)
-            self._thread = Thread(target=self._run, args=(self._sockets,), name="meshray-bulk", daemon=True)
-            self._thread.start()
+            opened: SimpleQueue[BulkSockets | BaseException] = SimpleQueue()
+            thread = Thread(target=self._run, args=(opened,), name="meshray-bulk", daemon=True)
+            thread.start()
+            sockets = opened.get()
+            if isinstance(sockets, BaseException):
+                thread.join()
+                raise sockets
+            self._sockets, self._thread = sockets, thread
         return self._sockets.endpoint
 
     def submit(self, work: Work) -> None:
@@ -129,7 +134,14 @@ class Bulk:
 
     # --- the thread ----------------------------------------------------------------------------------------------
 
-    def _run(self, sockets: BulkSockets) -> None:
+    def _run(self, opened: SimpleQueue[BulkSockets | BaseException]) -> None:
+        try:
+            sockets = self._open_sockets()
+        except BaseException as error:
+            opened.put(error)
+            return
+        sockets.watch_fd(self._wake_fd)
+        opened.put(sockets)
         try:
             self._serve_and_take(sockets)
         except BaseException as error:

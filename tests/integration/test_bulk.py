@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,3 +219,21 @@ def test_a_thread_that_fails_ends_the_node(sides: tuple[Side, Side]) -> None:
     taker.bulk.submit(EndTransfer(77))
     with pytest.raises(RuntimeError, match="the bulk thread failed"):
         taker.until(lambda: False)
+
+
+def test_sockets_are_opened_in_the_thread_and_what_goes_wrong_there_is_the_callers_error(tmp_path: Path) -> None:
+    file = ArenaFile.create(str(tmp_path / "arena"), config.MIB)
+    threads = []
+
+    def refuse() -> BulkSockets:
+        threads.append(threading.current_thread().name)
+        raise OSError("cannot listen")
+
+    bulk = Bulk(file, refuse)
+    for _ in range(2):
+        with pytest.raises(OSError, match="cannot listen"):
+            bulk.start()
+    assert threads == ["meshray-bulk", "meshray-bulk"]
+    bulk.close()
+    file.unlink()
+    file.close()
