@@ -5,7 +5,7 @@ Reading order: ``rows`` (what is measured, written once against Ray's API), ``ro
 ``subject`` (the process that runs rows of one system), ``orchestra`` (several subjects in turns), ``compare`` (the
 table). ``footprint`` sums memory over process trees. ``gcs`` measures the control store beside
 ``gcs_bare``, ``failover`` the death of its replicas. ``flat_memory`` and ``spinning`` are programs of their own,
-``test_rows`` the rows under pytest-benchmark. ``hosts`` makes hosts of network namespaces, for what needs a network.
+``test_rows`` the rows under pytest-benchmark. ``hosts`` makes hosts of namespaces, for what needs a network.
 
 Run ``python -m perf.compare --peer ray``, or ``pytest perf --benchmark-only``.
 

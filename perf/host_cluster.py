@@ -1,4 +1,4 @@
-"""A cluster with a network over hosts that are network namespaces, or over loopback, for the programs that measure it.
+"""A cluster with a network over hosts that are namespaces, or over loopback, for the programs that measure it.
 
 *Shell (processes).* Runs in perf programs.
 
@@ -34,7 +34,7 @@ START_S, PROGRAM_S = 60.0, 300.0
 
 def on_loopback(hosts: Hosts, count: int) -> list[Host]:
     """Return ``count`` hosts that share the network of the first one, and its loopback address."""
-    return [replace(hosts[0], name=f"l{index}", address="127.0.0.1", root=hosts.root / f"l{index}")
+    return [replace(hosts[0], name=f"l{index}", address="127.0.0.1", root=hosts[0].root / f"l{index}")
             for index in range(count)]
 
 
@@ -94,7 +94,7 @@ class Cluster:
 
     def describe(self, place: Host) -> list[dict[str, Any]]:
         """Return the ``nodes`` rows as the node of ``place`` knows them."""
-        from meshray.processes.tool import NodeClient  # ipc paths cross network namespaces
+        from meshray.processes.tool import NodeClient  # the folder of a host is seen from outside
 
         with NodeClient(self.nodes[place.name].endpoint) as client:
             return client.describe(["nodes"])["nodes"]

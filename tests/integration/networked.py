@@ -2,7 +2,8 @@
 
 *Shell (processes, files).* Runs in the pytest process.
 
-1. No two nodes share a directory, so nothing but the network can connect them.
+1. No two nodes are told of the same directory. They share a file system all the same: that nothing but the network
+   connects nodes is tested on hosts with files of their own (``ssh_hosts``).
 2. The first node is the head: it hosts the shard and the global schedulers, and its port is known to all.
 """
 

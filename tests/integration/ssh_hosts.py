@@ -1,4 +1,4 @@
-"""Hosts of network namespaces, each with an SSH server of its own, and a launching machine that can log in to them.
+"""Hosts of namespaces, each with an SSH server of its own, and a launching machine that can log in to them.
 
 *Shell (processes, files).* Runs in the pytest process, as root. The launching machine is the hub of ``perf.hosts``.
 """
@@ -68,7 +68,7 @@ class SshHosts:
                 shutil.copy(self.client / "id.pub", host.root / "authorized_keys")
                 (host.root / "sshd_config").write_text(SERVER.format(port=PORT, directory=host.root))
                 self.serve(host)
-            (self.client / "config").write_text(CLIENT.format(port=PORT, directory=self.client))
+            self.may_launch(self.hosts.hub)
             self.know(*self.hosts)
         except BaseException:
             self.hosts.close()
@@ -95,6 +95,13 @@ class SshHosts:
         lines = [f"[{host.address}]:{PORT} {(host.root / 'host_key.pub').read_text()}" for host in hosts]
         (self.client / "known_hosts").write_text("".join(lines))
 
+    def may_launch(self, host: Host) -> None:
+        """Let ``host`` log in to all hosts that the launching machine knows now."""
+        (host.root / "config").write_text(CLIENT.format(port=PORT, directory=host.root))
+        for name in ("id", "known_hosts"):
+            if host.root != self.client and (self.client / name).exists():
+                shutil.copy(self.client / name, host.root / name)
+
     def file(self, name: str, hosts: list[Host], *, more: str = "", nodes: Mapping[str, str] | None = None) -> str:
         """Write a cluster file for these hosts and return its path. ``nodes``: more keys of a host's node, by name."""
         lines = [f"cluster_name: {name}", "provider:", "  type: ssh", f"  python: {sys.executable}",
@@ -109,16 +116,17 @@ class SshHosts:
         path.write_text("\n".join(lines) + f"\n{more}")
         return str(path)
 
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        """Start the ``meshray`` command on the launching machine."""
-        environment = {"MESHRAY_SSH": f"ssh -F {self.client}/config", "NO_COLOR": "1", **variables}
-        return self.hosts.run(self.hosts.hub, [MESHRAY, *arguments], environment=environment, text=True,
+    def start(self, *arguments: str, on: Host | None = None, **variables: str) -> subprocess.Popen[str]:
+        """Start the ``meshray`` command on the launching machine, or ``on`` a host that ``may_launch``."""
+        launcher = on or self.hosts.hub
+        environment = {"MESHRAY_SSH": f"ssh -F {launcher.root}/config", "NO_COLOR": "1", **variables}
+        return self.hosts.run(launcher, [MESHRAY, *arguments], environment=environment, text=True,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              cwd=self.client, start_new_session=True)
+                              cwd=launcher.root, start_new_session=True)
 
-    def meshray(self, *arguments: str, ok: bool = True, **variables: str) -> str:
-        """Run the ``meshray`` command on the launching machine and return what it printed."""
-        process = self.start(*arguments, **variables)
+    def meshray(self, *arguments: str, ok: bool = True, on: Host | None = None, **variables: str) -> str:
+        """Run the ``meshray`` command on the launching machine, or ``on`` another; return what it printed."""
+        process = self.start(*arguments, on=on, **variables)
         try:
             output = process.communicate(timeout=50)[0]
         except subprocess.TimeoutExpired:

@@ -1,12 +1,15 @@
-"""Network namespaces as hosts: they reach each other, are cut off and healed, and nothing is left of them."""
+"""Namespaces as hosts: they reach each other over the network and in no other way, are cut off and healed, and nothing
+is left of them."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,11 +83,50 @@ def test_each_host_has_directories_of_its_own(pair):
         assert all(os.path.isdir(value) for value in values)
 
 
+def output_of(made: Hosts, index: int, *command: str) -> str:
+    process = made.run(made[index], command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return str(process.communicate(timeout=20)[0])
+
+
+def test_each_host_has_files_of_its_own(pair):
+    places = ["/tmp/it", "/var/tmp/it", "/dev/shm/it", os.path.expanduser("~root/it"), str(pair[0].root / "it")]
+    assert output_of(pair, 0, "touch", *places) == ""
+    assert output_of(pair, 0, "ls", *places).split() == sorted(places)
+    assert output_of(pair, 1, "ls", *places).count("No such file") == len(places)
+    assert not any(os.path.exists(place) for place in places[:-1])
+    assert len({output_of(pair, index, "cat", "/proc/sys/kernel/random/boot_id") for index in range(2)}) == 2
+
+
+def test_hosts_share_the_code_and_cannot_write_it(pair):
+    assert "hosts of one machine" in output_of(pair, 0, sys.executable, "-c",
+                                               "import meshray; print('hosts of one machine')")
+    checkout = Path(__file__).parents[2]
+    assert "Read-only" in output_of(pair, 0, "touch", str(checkout / "it")) or not str(checkout).startswith("/tmp")
+
+
+def test_a_socket_s_path_leads_nowhere_on_another_host(pair):
+    """As when a service tells others an address that only its host knows."""
+    listens = "import socket; s = socket.socket(socket.AF_UNIX); s.bind('/tmp/s'); s.listen(); print('.', flush=True); "
+    asks = "import socket; print(socket.socket(socket.AF_UNIX).connect_ex('/tmp/s'))"
+    listener = pair.run(pair[0], [sys.executable, "-c", listens + "s.accept(); s.accept()"], stdout=subprocess.PIPE)
+    assert listener.stdout is not None
+    assert listener.stdout.readline() == b".\n"
+    assert output_of(pair, 0, sys.executable, "-c", asks) == "0\n"
+    assert output_of(pair, 1, sys.executable, "-c", asks) == f"{errno.ENOENT}\n"
+
+
 def test_a_full_disk_is_one_directory_s(pair):
-    pair.small_disk(pair[0].state, 64 * 1024)
-    with pytest.raises(OSError, match="No space"), open(pair[0].state / "file", "wb") as file:
+    pair.small_disk(pair[0], pair[0].state, 64 * 1024)
+    with pytest.raises(OSError, match="No space"), open(pair[0].outside(pair[0].state / "file"), "wb") as file:
         file.write(bytes(1_000_000))
-    (pair[1].state / "file").write_bytes(bytes(1_000_000))
+    pair[1].outside(pair[1].state / "file").write_bytes(bytes(1_000_000))
+
+
+def test_why_hosts_cannot_be_made_is_told(monkeypatch):
+    monkeypatch.setitem(beds.PRIVATE, "/nowhere", "nowhere")
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        Hosts(1)
+    assert "/nowhere" in raised.value.stderr
 
 
 MAKES = """
@@ -92,7 +134,7 @@ import os, subprocess, sys
 from perf.hosts import Hosts
 hosts = Hosts(1)
 child = hosts.run(hosts[0], ["sleep", "1000"], start_new_session=True)
-print(hosts[0].namespace, hosts.root, child.pid, flush=True)
+print(hosts[0].namespace, hosts.root, child.pid, os.readlink(f"/proc/{hosts[0].keeper}/ns/mnt"), flush=True)
 if sys.argv[1] == "wait":
     sys.stdin.read()
 """
@@ -103,14 +145,25 @@ def test_nothing_is_left_of_a_program_that_ends(end):
     program = subprocess.Popen([sys.executable, "-c", MAKES, "wait" if end == "kill" else "exit"], text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     assert program.stdout is not None
-    namespace, root, child = program.stdout.readline().split()
+    namespace, root, child, files = program.stdout.readline().split()
+    assert root not in Path("/proc/self/mountinfo").read_text(), "mounts are to exist on the host only"
     if end == "kill":
         program.send_signal(signal.SIGKILL)
     program.wait(20)
     if end == "kill":
         assert is_alive(int(child))
+        assert files in mount_namespaces()
         Hosts(1).close()
     wait_until(lambda: not is_alive(int(child)))
     program.communicate(timeout=20)
     assert not os.path.exists(root)
     assert not os.path.exists(f"/run/netns/{namespace}")
+    wait_until(lambda: files not in mount_namespaces(), what="the files of the host to be gone")
+
+
+def mount_namespaces() -> set[str]:
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            found.add(os.readlink(f"/proc/{pid}/ns/mnt"))
+    return found

@@ -81,8 +81,8 @@ def test_a_host_that_accepts_and_never_answers(bed: SshHosts):
 
 def test_full_disks_and_missing_python(bed: SshHosts):
     first, second, third = bed.hosts
-    bed.hosts.small_disk(second.root / "small", 64 * 1024)
-    bed.hosts.small_disk(third.root / "tight", 20 * 2**20)
+    bed.hosts.small_disk(second, second.root / "small", 64 * 1024)
+    bed.hosts.small_disk(third, third.root / "tight", 20 * 2**20)
     (bed.client / "large").write_bytes(bytes(30 * 2**20))
     file = bed.file("full", [first, second, third], more=f"file_mounts: {{{third.root}/tight/large: large}}\n",
                     nodes={"h0": "python: /nowhere/python3", "h1": f"state_dir: {second.root}/small"})

@@ -224,10 +224,12 @@ def test_files_and_commands(bed: SshHosts, tmp_path: Path):
 
 
 def test_the_demo_runs_on_hosts(bed: SshHosts):
-    output = bed.meshray("demo", "--quick", "--out", str(bed.client / "demo"), "--cluster",
-                         bed.file("demo", list(bed.hosts)))
+    file, head = Path(bed.file("demo", list(bed.hosts))), bed.hosts[0]
+    bed.may_launch(head)
+    shutil.copy(file, head.root)
+    output = bed.meshray("demo", "--quick", "--out", "demo", "--cluster", file.name, on=head)
     assert "cluster demo is up: 3 nodes" in output
-    assert (bed.client / "demo" / "timeline.json").exists()
+    assert (head.root / "demo" / "timeline.json").exists()
     bed.assert_clean()
 
 
