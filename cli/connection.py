@@ -50,6 +50,11 @@ def describe(address: str, topics: list[str], *, limit: int = 10_000) -> tuple[s
 
         described = ssh_cluster.describe(record, topics, limit)
         endpoint, rows, missing = described.endpoint, described.rows, described.missing
+        if "nodes" in topics:
+            there = {row["name"] for row in rows["nodes"] if row["state"] == "alive"}
+            away = [host.spec.name for host in record.hosts if host.spec.name not in there]
+            if away:
+                click.echo(f"not there: {', '.join(away)}. meshray up FILE starts them again", err=True)
     else:
         endpoint = run_dirs.find_address(address)
         with NodeClient(endpoint) as client:

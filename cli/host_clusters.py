@@ -39,19 +39,32 @@ def up_on_hosts(cluster: ClusterConfig, file: str, *, keep_going: bool) -> None:
     except HostError as error:
         if not display.failures:
             raise
-        hosts = ", ".join(news.host for news in display.failures)
-        raise Failed(f"cluster {name} is not as the file says: {hosts} failed, and what was started is down again. "
+        hosts = ", ".join(dict.fromkeys(news.host for news in display.failures))
+        after = "what was started is down again" if plans else "nothing was changed"
+        raise Failed(f"cluster {name} is not as the file says: {hosts} failed, and {after}. "
                      "Put it right and run up again, or do without such hosts: --keep-going") from error
+    except KeyboardInterrupt:
+        if plans and not display.failures:
+            click.echo("what was started is down again", err=True)
+        raise
     head = record.hosts[0]
-    if failed:
-        raise Failed(f"cluster {name} is up without {', '.join(failed)}: run meshray up {file} again when they are "
+    lost = [node.name for node in cluster.nodes if node.name in failed]
+    if lost:
+        raise Failed(f"cluster {name} is up without {', '.join(lost)}: run meshray up {file} again when they are "
                      "well")
+    if failed:
+        raise Failed(f"cluster {name} is as the file says, but {', '.join(failed)} could not be reached: given up, and "
+                     "kept out if they come back")
     if all(change.action == "keep" for change in plans[0]):
         click.echo(f"cluster {name} runs already, nothing to do: {head.control}")
         return
-    click.echo(f"cluster {name} is up: {len(record.hosts)} nodes, head {head.spec.name} at {head.control}\n"
-               f'programs on its hosts join it with meshray.init(address="{head.endpoint}") on {head.spec.host}; '
-               f"end it with meshray down {name}")
+    # Where run directories lie at the usual place, a program finds its host's node there.
+    usual = not any(host.spec.run_dir for host in record.hosts)
+    how = ('meshray.init(address="auto") on any of its hosts' if usual else
+           f'meshray.init(address="{head.endpoint}") on {head.spec.host}')
+    nodes = f"{len(record.hosts)} nodes" if len(record.hosts) > 1 else "1 node"
+    click.echo(f"cluster {name} is up: {nodes}, head {head.spec.name} at {head.control}\n"
+               f"programs join it with {how}; end it with meshray down {name}")
 
 
 def record_of(name: str | None) -> ClusterRecord | None:

@@ -11,19 +11,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from meshray.errors import ClusterNotFoundError
+from meshray.errors import MeshrayError
 from meshray.processes import run_dirs, state_dirs
 
-from .connection import address_option, describe
+from .connection import address_option, describe, elsewhere
 from .exits import Failed
 from .status import terminal
-
-if TYPE_CHECKING:
-    from meshray.processes.tool import NodeClient
 
 _SECOND_NS = 10**9
 
@@ -59,8 +56,7 @@ def add(name: str, key: str | None, address: str) -> None:
         _make(name, address)
         return
     key = _checked(key)
-    with _client(address) as client:
-        _change(client, name, key, "allowed")
+    _change(address, name, key, "allowed")
     click.echo(f"{name} may come in: {key}")
 
 
@@ -77,12 +73,12 @@ def _make(name: str, address: str) -> None:
                      f"meshray keys rotate {name}") from None
     click.echo(f"made key {name}; its secret half stays in {path}\npublic half: {pair.public}")
     try:
-        with _client(address) as client:
-            _change(client, name, pair.public, "allowed")
-    except (ClusterNotFoundError, Failed):
+        _change(address, name, pair.public, "allowed")
+    except (MeshrayError, Failed):
         click.echo(f"let it in on a machine of the cluster: meshray keys add {name} {pair.public}")
     else:
-        click.echo("the cluster that runs here lets it in")
+        record = elsewhere(address)
+        click.echo(f"the cluster {record.cluster if record is not None else 'that runs here'} lets it in")
 
 
 @keys.command(name="list", short_help="List the keys that the cluster knows.")
@@ -119,11 +115,9 @@ def _state(row: dict[str, Any]) -> str:
 @address_option
 def revoke(key: str, address: str) -> None:
     """Keep the owner of a key out, and close the connections that it has. A NAME means all keys of that name."""
-    with _client(address) as client:
-        found = _find(client.describe(["keys"])["keys"], key)
-        for row in found:
-            _change(client, row["name"], row["key"], "revoked")
+    found = _find(_known(address), key)
     for row in found:
+        _change(address, row["name"], row["key"], "revoked")
         click.echo(f"{row['name']} is out: {row['key']}")
 
 
@@ -145,26 +139,30 @@ def rotate(name: str, grace: float, address: str) -> None:
         raise Failed(f"this machine has no key {name}, there are: {', '.join(state_dirs.key_names()) or 'none'}. "
                      "A key is rotated on the machine that has it")
     old, new = KeyPair.load(path), KeyPair.make(name)
-    with _client(address) as client:
-        rows = client.describe(["keys"])["keys"]
-        called = next((row["name"] for row in rows if row["key"] == old.public), name)
-        _change(client, called, new.public, "allowed")
-        new.save(path, replace=True)
-        _change(client, called, old.public, "allowed", until_wall_ns=time.time_ns() + int(grace * _SECOND_NS))
+    called = next((row["name"] for row in _known(address) if row["key"] == old.public), name)
+    _change(address, called, new.public, "allowed")
+    new.save(path, replace=True)
+    _change(address, called, old.public, "allowed", until_wall_ns=time.time_ns() + int(grace * _SECOND_NS))
     click.echo(f"key {name} is new; its secret half stays in {path}\npublic half: {new.public}\n"
                f"the old one is let in for {grace:g} s more: {old.public}")
 
 
-def _client(address: str) -> NodeClient:
+def _known(address: str) -> list[dict[str, Any]]:
+    return describe(address, ["keys"])[1]["keys"]
+
+
+def _change(address: str, name: str, key: str, state: str, *, until_wall_ns: int = 0) -> None:
+    record = elsewhere(address)
+    if record is not None:
+        from meshray.processes import ssh_cluster
+
+        ssh_cluster.allow(record, name, key, state, until_wall_ns=until_wall_ns)
+        return
+    from meshray.messages.keys import ChangeKey, KeyChanged
     from meshray.processes.tool import NodeClient
 
-    return NodeClient(run_dirs.find_address(address))
-
-
-def _change(client: NodeClient, name: str, key: str, state: str, *, until_wall_ns: int = 0) -> None:
-    from meshray.messages.keys import ChangeKey, KeyChanged
-
-    answer = client.ask(ChangeKey(time.time_ns(), name, key, state, until_wall_ns), KeyChanged)
+    with NodeClient(run_dirs.find_address(address)) as client:
+        answer = client.ask(ChangeKey(time.time_ns(), name, key, state, until_wall_ns), KeyChanged)
     if answer.error:
         raise Failed(answer.error)
 

@@ -105,7 +105,7 @@ def possible() -> str:
     try:
         Hosts(1, mbit=100).close()
     except (subprocess.CalledProcessError, OSError) as error:
-        return f"hosts cannot be made here: {getattr(error, 'stderr', None) or error}"
+        return f"namespaces cannot be made: {getattr(error, 'stderr', None) or error}"
     return ""
 
 

@@ -228,7 +228,7 @@ def allow(request: Allow) -> Done:
 
     with NodeClient(run_dirs.find_address(request.cluster)) as client:
         for cookie, (name, key) in enumerate(request.keys.items()):
-            changed = client.ask(ChangeKey(cookie, name, key, request.state), KeyChanged)
+            changed = client.ask(ChangeKey(cookie, name, key, request.state, request.until_wall_ns), KeyChanged)
             if changed.error:
                 raise MeshrayError(f"the key of {name} cannot be {request.state}: {changed.error}")
     return Done()
@@ -250,7 +250,7 @@ def stop(request: Stop) -> Stopped:
     # Processes of a node that was never healthy go first: they would make anew what is removed under them.
     healthy = run_dirs.read_node_file(run_dir) is not None
     found = bool(processes_in(run_dir)) if healthy else end_strays(run_dir)
-    found = stop_cluster(request.cluster, reason="meshray down") or found
+    found = stop_cluster(request.cluster, reason=request.reason) or found
     arena = run_dirs.arena_path(request.cluster, request.node)
     for path in (arena, *([state_dirs.allow_list_file(request.cluster, request.node)] if request.forget else [])):
         with suppress(FileNotFoundError):

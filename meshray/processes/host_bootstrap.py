@@ -241,7 +241,8 @@ def install(request: dict[str, Any]) -> dict[str, Any]:
         shutil.rmtree(environment, ignore_errors=True)
         run([sys.executable, "-m", "venv", "--system-site-packages", environment])
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        run([*pip, wheel])
+        run([*pip, wheel], name="pip cannot install what meshray needs: let the host reach a package index (its pip "
+            "configuration, or PIP_INDEX_URL in environment), or name a python that has it")
         # Another meshray of the same version may be visible from the virtual environment.
         run([*pip, "--force-reinstall", "--no-deps", wheel])
         with open(os.path.join(environment, "complete"), "w"):

@@ -124,6 +124,8 @@ class Allow(NodeRequest, frozen=True, kw_only=True, tag="allow"):
 
     keys: dict[str, str]
     state: str
+    until_wall_ns: int = 0
+    """When a key that is let in is so no longer; 0: never."""
 
 
 class Describe(NodeRequest, frozen=True, kw_only=True, tag="describe"):
@@ -138,6 +140,7 @@ class Stop(NodeRequest, frozen=True, kw_only=True, tag="stop"):
 
     forget: bool
     """Whether the node will not start again in this cluster: then what it knew of keys goes too."""
+    reason: str = "meshray down"
 
 
 AgentRequest = Probe | Keys | Start | Await | Status | Allow | Describe | Stop

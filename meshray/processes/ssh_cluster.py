@@ -7,7 +7,8 @@
 2. Every port is chosen before any node starts, so each node starts knowing where the control store lies. Those that
    have a part of it start first.
 3. An ``up`` that fails or is interrupted takes down what it has started, and nothing else.
-4. The record on this machine names every host that may run something, from before it does until it no longer does.
+4. The record on this machine names every host that may run something, from before it does until it no longer does, or
+   until it is given up.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import secrets
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 import msgspec
 
@@ -41,6 +43,7 @@ from meshray.processes.ssh_plan import (
 )
 from meshray.version import __version__
 
+Answer = TypeVar("Answer")
 ShowPlan = Callable[[list[Change]], None]
 
 
@@ -62,6 +65,7 @@ class Up:
         self._files = [file_of(source, target) for target, source in self._sources.items()]
         self._mounts = hashlib.sha256(msgspec.json.encode(self._files)).hexdigest()[:16]
         self._begun: list[Host] = []
+        self._before: set[str] = set()
         self._index = {node.name: index for index, node in enumerate(cluster.nodes)}
 
     def run(self, show: ShowPlan) -> ClusterRecord:
@@ -70,11 +74,16 @@ class Up:
         known = self._known(record)
         alive = {host.name: running for host, running in known.values()}
         plan = changes(record, self.cluster, self._mounts, alive)
-        if record is not None and not alive[record.hosts[0].spec.name]:
-            raise ClusterStartError(f"the head of cluster {record.cluster} does not run any more: "
-                                    f"meshray down {record.cluster}, then up again")
+        if record is not None:
+            self._before = {host.spec.name for host in record.hosts}
+            head = record.hosts[0].spec.name
+            if head in self.fleet.failed:
+                raise self.fleet.failed[head]
+            if not alive[head]:
+                raise ClusterStartError(f"the head of cluster {record.cluster} does not run any more: "
+                                        f"meshray down {record.cluster}, then up again")
         show(plan)
-        if record is not None and all(change.action == "keep" for change in plan):
+        if record is not None and all(change.action in ("keep", "away") for change in plan):
             return record
         if record is None:
             record = ClusterRecord(cluster=self.cluster.cluster_name, config=self.cluster, digest=self.digest,
@@ -108,11 +117,16 @@ class Up:
     def _apply(self, record: ClusterRecord, plan: list[Change], known: dict[str, Host]) -> None:
         action = {change.name: change.action for change in plan}
         leaving = [host for name, host in known.items() if action[name] in ("stop", "restart")]
-        self.fleet.run(leaving, ("stop", lambda host: _end(host, forget=action[host.name] == "stop")))
-        gone = {host.name: host.record.public for host in leaving if action[host.name] == "stop"}
+        self.fleet.run(leaving, ("stop", lambda host: _end(host, forget=action[host.name] == "stop",
+                                                             reason="meshray up of a changed file")))
+        ended = {host.name for host in self.fleet.good(leaving)}
+        # What runs on a host that is given up is kept out from now on.
+        gone = {host.spec.name: host.public for host in record.hosts if action[host.spec.name] == "forget"
+                or (action[host.spec.name] == "stop" and host.spec.name in ended)}
         if gone:
             known[record.founders[0]].allow(gone, REVOKED)
-        record.hosts = [host for host in record.hosts if known[host.spec.name] not in leaving]
+        record.hosts = [host for host in record.hosts if host.spec.name not in ended | set(gone)]
+        unsure = {host.spec.name for host in record.hosts if host.spec.name in self.fleet.failed}
         fresh = self.fleet.hosts(records_of([node for node in self.cluster.nodes
                                              if action[node.name] in ("start", "restart")]))
         for host in fresh:
@@ -132,9 +146,12 @@ class Up:
         self._start(record, self.fleet.good(fresh))
         for host in self._begun:
             if host.name in self.fleet.failed:
-                with suppress(HostError):
+                try:
                     _end_anyhow(host)
-        record.hosts = [host for host in record.hosts if host.spec.name not in self.fleet.failed]
+                except HostError:
+                    unsure.add(host.name)
+        record.hosts = [host for host in record.hosts
+                        if host.spec.name not in self.fleet.failed or host.spec.name in unsure]
         record.config, record.mounts, record.complete = self.cluster, self._mounts, True
         ssh_record.write(record)
 
@@ -209,7 +226,7 @@ class Up:
             others = {name: control for name, control in seeds.items() if name != host.name}
             host.start(host.request_start(founders=record.founders, founding=founding, has_past=has_past,
                                           life=record.life, allowed=allowed, seeds=others))
-            return host.record.control
+            return host.record.control.partition("#")[0]
 
         # Who has a part of the control store is healthy only when the others that have one are.
         first = [host for host in fresh if founding and host.name in bearing]
@@ -229,7 +246,8 @@ class Up:
         dirty = set(self.fleet.failed)
         begun = {host.name for host in self._begun}
         record.hosts = [host for host in record.hosts
-                        if (host.started and host.spec.name not in begun) or host.spec.name in dirty]
+                        if (host.spec.name in self._before and host.spec.name not in begun)
+                        or host.spec.name in dirty]
         record.complete = not dirty
         if record.hosts:
             ssh_record.write(record)
@@ -266,12 +284,27 @@ def down(record: ClusterRecord, report: Report, *, forget: bool = False) -> dict
         return fleet.failed
 
 
+def allow(record: ClusterRecord, name: str, key: str, state: str, *, until_wall_ns: int = 0) -> None:
+    """Let the owner of a key into a cluster, or no longer."""
+    _ask(record, lambda host: host.allow({name: key}, state, until_wall_ns=until_wall_ns))
+
+
 def describe(record: ClusterRecord, topics: list[str], limit: int) -> Described:
-    """Ask the head of a cluster about it."""
+    """Ask a cluster about itself."""
+    return _ask(record, lambda host: host.describe(topics, limit))
+
+
+def _ask(record: ClusterRecord, question: Callable[[Host], Answer]) -> Answer:
+    """Return what the head answers; where it cannot, what the next host does. Raise HostError of the head."""
+    errors = []
     with Fleet(record.config, lambda news: None, keep_going=False) as fleet:
-        head = fleet.hosts(record.hosts[:1])[0]
-        head.connect()
-        return head.describe(topics, limit)
+        for host in fleet.hosts(record.hosts):
+            try:
+                host.connect()
+                return question(host)
+            except HostError as error:
+                errors.append(error)
+    raise errors[0]
 
 
 def everywhere(record: ClusterRecord, arguments: list[str], show: Callable[[str, str], None]) -> dict[str, HostError]:
@@ -287,8 +320,8 @@ def everywhere(record: ClusterRecord, arguments: list[str], show: Callable[[str,
         return fleet.failed
 
 
-def _end(host: Host, *, forget: bool = True) -> str:
-    return "" if host.end(forget=forget) else "nothing was there"
+def _end(host: Host, *, forget: bool = True, reason: str = "meshray down") -> str:
+    return "" if host.end(forget=forget, reason=reason) else "nothing was there"
 
 
 def _end_anyhow(host: Host) -> str:

@@ -159,14 +159,16 @@ class Session:
         """Return the error of a command that ended without the answer that was waited for."""
         status = self.status()
         host, words = self._connection.node.host, list(self.errors)
+        # Who is told knows the name of the node.
+        of_host = "" if host == self._connection.node.name else f"{host}: "
         if status == 255:
             said = words[-1] if words else "OpenSSH said nothing"
             advice = advice_for("\n".join(words), host)
-            return HostError(f"{host}: {advice or said}", words)
+            return HostError(f"{of_host}{advice or said}", words)
         if status in (126, 127):
-            return HostError(f"{host}: its Python could not be run: install Python 3.11 or later there, or name it "
+            return HostError(f"{of_host}its Python could not be run: install Python 3.11 or later there, or name it "
                              "with python in the cluster file", words)
-        return HostError(f"{host}: the command {self._what} ended with exit code {status}", words)
+        return HostError(f"{of_host}the command {self._what} ended with exit code {status}", words)
 
     def close(self) -> None:
         """Let the command end: its standard input ends now; then OpenSSH itself is ended. Twice is a no-op."""

@@ -164,13 +164,13 @@ class Host:
             if session.status() != 0:
                 raise HostError("\n".join(session.errors) or f"meshray {' '.join(arguments)} failed there")
 
-    def allow(self, keys: dict[str, str], state: str) -> None:
-        """Let the owners of these keys into the cluster, or no longer."""
-        self._agent(self._request(Allow, keys=keys, state=state), Done, "join")
+    def allow(self, keys: dict[str, str], state: str, *, until_wall_ns: int = 0) -> None:
+        """Let the owners of these keys into the cluster (until then, if a time is given), or no longer."""
+        self._agent(self._request(Allow, keys=keys, state=state, until_wall_ns=until_wall_ns), Done, "join")
 
-    def end(self, *, forget: bool = True) -> bool:
+    def end(self, *, forget: bool, reason: str) -> bool:
         """End the node with all that it leaves; False if nothing was there. Raise HostError for what stays."""
-        stopped = self._agent(self._request(Stop, forget=forget), Stopped, "stop")
+        stopped = self._agent(self._request(Stop, forget=forget, reason=reason), Stopped, "stop")
         if stopped.left:
             raise HostError(f"left behind: {', '.join(stopped.left)}")
         return stopped.found

@@ -20,7 +20,8 @@ from meshray.processes import control_store
 from meshray.processes.host_plan import Probe
 from meshray.processes.scheduler_places import scheduler_places
 
-Action = Literal["keep", "update", "start", "restart", "stop"]
+Action = Literal["keep", "update", "start", "restart", "stop", "away", "forget"]
+"""``away``: it stays as it is, because its host cannot be reached; ``forget``: likewise, and it is not in the file."""
 
 SECONDS = {"connect": 15.0, "probe": 30.0, "sync": 600.0, "install": 900.0, "start": 60.0, "join": 30.0,
            "healthy": 30.0, "stop": 30.0}
@@ -112,7 +113,7 @@ def landmarks(record: ClusterRecord) -> set[str]:
 def changes(record: ClusterRecord | None, cluster: ClusterConfig, mounts: str, alive: dict[str, bool]) -> list[Change]:
     """Return what to do with each node, in the order of the file, those to be stopped last.
 
-    ``alive``: of the recorded nodes, whether they run. ``mounts``: digest of the files as they are now.
+    ``alive``: of the recorded nodes whose hosts can be reached, whether they run. ``mounts``: digest of the files now.
     """
     if record is None:
         return [Change(node.name, "start", []) for node in cluster.nodes]
@@ -125,6 +126,9 @@ def changes(record: ClusterRecord | None, cluster: ClusterConfig, mounts: str, a
         if node.name not in known:
             found.append(Change(node.name, "start", ["new"]))
             continue
+        if node.name not in alive:
+            found.append(Change(node.name, "away", ["its host cannot be reached"]))
+            continue
         differences = spec_differences(known[node.name].spec, node)
         if not alive[node.name]:
             found.append(Change(node.name, "restart", ["it does not run", *differences]))
@@ -135,7 +139,9 @@ def changes(record: ClusterRecord | None, cluster: ClusterConfig, mounts: str, a
         else:
             found.append(Change(node.name, "keep", []))
     wanted = {node.name for node in cluster.nodes}
-    return found + [Change(name, "stop", ["not in the file"]) for name in known if name not in wanted]
+    gone = [name for name in known if name not in wanted]
+    return [*found, *(Change(name, "stop", ["not in the file"]) if name in alive else
+                      Change(name, "forget", ["not in the file", "its host cannot be reached"]) for name in gone)]
 
 
 def spec_differences(before: NodeSpec, after: NodeSpec) -> list[str]:
@@ -145,7 +151,11 @@ def spec_differences(before: NodeSpec, after: NodeSpec) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value in (None, "", {}, []) else str(value)
+    if isinstance(value, dict) and value:
+        return ", ".join(f"{key}: {_shown(child)}" for key, child in value.items())
+    if value in (None, "", {}, []):
+        return "nothing"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def seconds_for(cluster: ClusterConfig, phase: str) -> float:

@@ -3,6 +3,7 @@ started goes again."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -116,12 +117,50 @@ def test_a_host_that_dies_during_up(bed: SshHosts):
     bed.assert_clean()
 
 
+def test_a_host_that_is_lost_is_done_without_and_then_given_up(bed: SshHosts):
+    first, second, third = bed.hosts
+    file = bed.file("lossy", [first, second, third])
+    bed.meshray("up", file)
+    bed.stop_serving(third)
+    try:
+        output = bed.meshray("up", file, ok=False)
+        assert "h2 failed, and nothing was changed" in output
+        output = bed.meshray("up", "--keep-going", file, ok=False)
+        assert "h2: away (its host cannot be reached)" in output
+        assert "is up without h2" in output
+        assert "not there: h2" in bed.meshray("status")
+        file = bed.file("lossy", [first, second])
+        output = bed.meshray("up", "--keep-going", file, ok=False)
+        assert "h2: forget (not in the file; its host cannot be reached)" in output
+        assert "h2 could not be reached: given up" in output
+        assert "nothing to do" in bed.meshray("up", file)
+        rows = json.loads(bed.meshray("keys", "list", "--json"))
+        assert {row["name"]: row["state"] for row in rows} == {"h0": "allowed", "h1": "allowed", "h2": "revoked"}
+    finally:
+        bed.serve(third)
+    assert "h2: start (new)" in bed.meshray("up", bed.file("lossy", [first, second, third]))
+    bed.meshray("down", "lossy")
+    bed.assert_clean()
+
+
+def test_keys_are_changed_from_the_launching_machine(bed: SshHosts):
+    bed.meshray("up", bed.file("doorkeeper", bed.hosts[:1]))
+    assert "the cluster doorkeeper lets it in" in bed.meshray("keys", "add", "laptop")
+    assert "the old one is let in for 60 s more" in bed.meshray("keys", "rotate", "laptop", "--grace", "60")
+    assert "laptop is out" in bed.meshray("keys", "revoke", "laptop")
+    rows = json.loads(bed.meshray("keys", "list", "--json"))
+    assert sorted((row["name"], row["state"]) for row in rows) == [
+        ("h0", "allowed"), ("laptop", "revoked"), ("laptop", "revoked")]
+    bed.meshray("down", "doorkeeper")
+    bed.assert_clean()
+
+
 def test_ctrl_c_in_the_middle(bed: SshHosts):
     process = started_head(bed, "break")
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=50)[0]
     assert process.returncode == 130, output
-    assert "interrupted" in output
+    assert "what was started is down again\ninterrupted" in output
     bed.assert_clean()
 
 

@@ -46,7 +46,7 @@ def test_a_cluster_that_is_not_there_starts_whole():
 
 @pytest.mark.parametrize(("old", "new", "expected"), [
     ("", "", ["a: keep", "b: keep", "c: keep"]),
-    ("{host: b}", "{host: b, labels: {x: y}}", ["a: keep", "b: restart (labels: nothing -> {'x': 'y'})", "c: keep"]),
+    ("{host: b}", "{host: b, labels: {x: y}}", ["a: keep", "b: restart (labels: nothing -> x: y)", "c: keep"]),
     (", {host: c}", ", {host: c}, {host: d}", ["a: keep", "b: keep", "c: keep", "d: start (new)"]),
     (", {host: b}", "", ["a: keep", "c: keep", "b: stop (not in the file)"]),
     ("nodes:", "setup_commands: [x]\nnodes:", [f"{name}: update (setup_commands changed)" for name in "abc"]),
@@ -59,6 +59,12 @@ def test_nodes_that_died_start_again():
     assert plan(FILE, alive={"b": False}) == ["a: keep", "b: restart (it does not run)", "c: keep"]
 
 
+def test_nodes_whose_hosts_cannot_be_reached_stay_or_are_given_up():
+    reached = {"a": True}
+    assert [str(change) for change in changes(record(), cluster(FILE.replace(", {host: c}", "")), "m", reached)] == [
+        "a: keep", "b: away (its host cannot be reached)", "c: forget (not in the file; its host cannot be reached)"]
+
+
 def test_files_that_changed_are_copied_without_a_restart():
     assert plan(FILE, mounts="other") == [f"{name}: update (files to copy changed)" for name in "abc"]
 
@@ -67,7 +73,7 @@ def test_files_that_changed_are_copied_without_a_restart():
     ("", "", []),
     ("nodes:", "shards: 2\nnodes:", ["shards: 1 runs, 2 is in the file"]),
     ("{host: a}, ", "", ["head: a runs, b is in the file"]),
-    ("{host: a}", "{host: a, num_cpus: 2}", ["head a: num_cpus: nothing -> 2.0"]),
+    ("{host: a}", "{host: a, num_cpus: 2}", ["head a: num_cpus: nothing -> 2"]),
     ("ssh}", "ssh, bulk_encryption: false}", ["provider.bulk_encryption differs"]),
 ])
 def test_what_all_nodes_share(old: str, new: str, expected: list[str]):
