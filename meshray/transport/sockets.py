@@ -139,6 +139,8 @@ class Peers:
         self._send_part = partial(Socket.send, self._socket)
         """The method below pyzmq's own in Python, which would double the time of sending."""
         self._connected: dict[Route, str] = {}
+        self._at: dict[str, str] = {}
+        """Endpoint -> the name that we connected to there."""
         self._closed: dict[Route, None] = {}
         """Routes of dialogs that we closed lately, oldest first."""
         self._inner: dict[Route, Route] = {}
@@ -191,10 +193,17 @@ class Peers:
         """Open a dialog with ``name`` at ``endpoint`` and return its route. Connecting twice is a no-op."""
         route = OUT + name.encode()
         known = self._connected.get(route)
-        if known == endpoint:
+        # It was here before us, and is gone. To disconnect from our own endpoint would be to listen there no more.
+        if known == endpoint or endpoint == self.endpoint:
             return route
         if known is not None:
             self.disconnect(name)
+        before = self._at.get(endpoint)
+        if before is not None:
+            # A process has one name: the one that had been there is gone. ZeroMQ would connect both routes to the new
+            # one, which takes them for one peer, and would close both with the first.
+            self.disconnect(before)
+        self._at[endpoint] = name
         inner = route
         if route in self._closed:
             # libzmq aborts when the name of a connection that is still being closed is used again.
@@ -217,6 +226,7 @@ class Peers:
         route = OUT + name.encode()
         endpoint = self._connected.pop(route, None)
         if endpoint is not None:
+            del self._at[endpoint]
             self._closed[route] = None
             if len(self._closed) > _CLOSED_MAX:
                 del self._closed[next(iter(self._closed))]

@@ -53,6 +53,30 @@ def test_a_name_leads_elsewhere_at_once(peers, closes):
                 assert not caller.send(route, b"nobody is there")
 
 
+def test_another_name_at_an_endpoint_takes_the_place_of_the_one_before(peers):
+    caller, first = peers("a"), peers("b")
+    caller.connect("old", first.endpoint)
+    first.close()
+    second = Peers("c", first.endpoint)
+    try:
+        route = caller.connect("new", second.endpoint)
+        for text in (b"one", b"two"):
+            assert caller.send(route, text)
+            assert take(second) == [b"a", text]
+            caller.disconnect("old")
+    finally:
+        second.close()
+
+
+def test_who_was_at_our_endpoint_before_us_is_gone(peers):
+    caller, later = peers("a"), peers("b")
+    route = later.connect("before", later.endpoint)
+    assert not later.send(route, b"nobody is there")
+    later.disconnect("before")
+    assert caller.send(caller.connect("b", later.endpoint), b"do you listen?")
+    assert take(later) == [b"a", b"do you listen?"]
+
+
 def test_waiting_says_which_descriptors_are_readable(peers):
     sender, receiver = peers("a"), peers("b")
     pipes = [os.pipe() for _ in range(2)]
