@@ -50,6 +50,9 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
     missing = [] if not fits else missing_dependencies()
     problems += disk_problems("state_dir", state_dir, request["state_bytes"] * (1 if fits or ready else 8))
     problems += disk_problems("run_dir", run_root, request["run_bytes"])
+    if os.path.commonpath([os.path.realpath(state_dir), os.path.realpath(run_root)]) == os.path.realpath(run_root):
+        problems.append(f"state_dir {state_dir} lies in run_dir {run_root}, which is emptied: set state_dir in the "
+                        "cluster file to a directory outside")
     problems += limit_problems(request)
     return {
         "event": "probed", "problems": problems, "python": sys.executable, "system": platform.platform(),

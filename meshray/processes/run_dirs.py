@@ -13,19 +13,21 @@ The layout is in ``meshray.node_config``.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 
 from meshray.errors import ClusterNotFoundError, ClusterStartError
 from meshray.node_config import ClusterFile, NodeFile
+from meshray.processes import state_dirs
+from meshray.processes.locked_files import explained, locked
 from meshray.processes.process_identity import Process, identify, is_alive, myself
 
 ROOT_VARIABLE = "MESHRAY_RUN_ROOT"
@@ -37,7 +39,10 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _SOCKET_PATH_BYTES_MAX = 107
 _PROCESS_NAME_BYTES_MAX = 32
 _NODE_FILE, _CLUSTER_FILE, _LAUNCHER_FILE = "node.json", "cluster.json", "launcher.json"
-_CURRENT, _LOCK, _GONE = "current", ".lock", ".gone-"
+_CURRENT, _GONE = "current", ".gone-"
+
+_explained = partial(explained, variable=ROOT_VARIABLE)
+_locked = partial(locked, variable=ROOT_VARIABLE)
 
 T = TypeVar("T")
 
@@ -123,12 +128,16 @@ def create(cluster: str, nodes: list[str]) -> dict[str, str]:
     root = open_root()
     top = cluster_dir(cluster)
     paths = {node: os.path.join(top, node) for node in nodes}
-    longest = max(len(path.encode()) for path in paths.values()) + 1 + _PROCESS_NAME_BYTES_MAX + len(".sock")
-    if longest > _SOCKET_PATH_BYTES_MAX:
-        raise ClusterStartError(f"run directory {top} is too long: sockets in it would have paths of {longest} bytes, "
-                                f"{_SOCKET_PATH_BYTES_MAX} are possible. Set {ROOT_VARIABLE} to a shorter one")
+    _check_lengths(top, paths.values())
+    state = os.path.realpath(state_dirs.state_dir())
+    if state == os.path.realpath(root) or f"{state}/".startswith(f"{os.path.realpath(top)}/"):
+        raise ClusterStartError(f"state directory {state} lies where run directory {top} goes with its cluster: set "
+                                f"{state_dirs.STATE_VARIABLE} to another place")
     with _locked(root):
         if os.path.lexists(top):
+            if not _is_cluster(top):
+                raise ClusterStartError(f"{top} is there already, and not of a cluster: choose another cluster_name, "
+                                        f"or remove it")
             if is_cluster_alive(cluster):
                 raise ClusterStartError(f"cluster {cluster} runs already (in {top}): end it with meshray down "
                                         f"{cluster}, or choose another cluster_name")
@@ -146,8 +155,38 @@ def _make(top: str, run_directories: list[str]) -> None:
         os.mkdir(top, 0o700)
         _write(os.path.join(top, _LAUNCHER_FILE), myself())
         for path in run_directories:
-            os.mkdir(path, 0o700)
-            os.mkdir(os.path.join(path, "logs"), 0o700)
+            _make_node(path)
+
+
+def _make_node(path: str) -> None:
+    os.mkdir(path, 0o700)
+    os.mkdir(os.path.join(path, "logs"), 0o700)
+
+
+def _check_lengths(top: str, paths: Iterable[str]) -> None:
+    longest = max(len(path.encode()) for path in paths) + 1 + _PROCESS_NAME_BYTES_MAX + len(".sock")
+    if longest > _SOCKET_PATH_BYTES_MAX:
+        raise ClusterStartError(f"run directory {top} is too long: sockets in it would have paths of {longest} bytes, "
+                                f"{_SOCKET_PATH_BYTES_MAX} are possible. Set {ROOT_VARIABLE} to a shorter one")
+
+
+def add_node(cluster: str, node: str) -> str:
+    """Make the run directory of one more node of a cluster that runs; return its path. Raise ClusterStartError."""
+    path = node_dir(cluster, node)
+    _check_lengths(cluster_dir(cluster), [path])
+    with _locked(run_root()), _explained(path):
+        _make_node(path)
+    return path
+
+
+def remove_node(cluster: str, run_dir: str) -> None:
+    """Remove all that a node without processes has left in a cluster that goes on. Twice is a no-op."""
+    import shutil
+
+    with suppress(FileNotFoundError):
+        os.unlink(arena_path(cluster, os.path.basename(run_dir)))
+    with _explained(run_dir), suppress(FileNotFoundError):
+        shutil.rmtree(run_dir)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -218,9 +257,20 @@ def clusters() -> list[str]:
     root = run_root()
     try:
         _check_owner(root)
-        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and NAME.fullmatch(entry.name))
+        return sorted(entry.name for entry in os.scandir(root)
+                      if entry.is_dir() and NAME.fullmatch(entry.name) and _is_cluster(entry.path))
     except FileNotFoundError:
         return []
+
+
+def _is_cluster(top: str) -> bool:
+    """Whether a directory in the run root is a cluster's, be it half made, and nothing else's."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        names = os.listdir(top)
+        return not names or any(
+            name == _CLUSTER_FILE or name.startswith(_LAUNCHER_FILE)
+            or os.path.exists(os.path.join(top, name, _NODE_FILE)) for name in names)
+    return False
 
 
 def nodes_of(cluster: str) -> dict[str, str]:
@@ -341,26 +391,3 @@ def _remove_sockets(cluster: str) -> None:
         for entry in os.scandir(run_dir):
             if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
                 os.unlink(entry.path)
-
-
-@contextmanager
-def _locked(root: str) -> Iterator[None]:
-    path = os.path.join(root, _LOCK)
-    with _explained(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Turn what the file system refuses into an error that says where, why, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ClusterStartError(f"cannot write {path}: {reason}. Make room or give permission there, or set "
-                                f"{ROOT_VARIABLE} to another directory") from error

@@ -48,6 +48,12 @@ def test_each_problem_is_named(tmp_path: Path, changed: dict[str, Any], words: s
     assert words in problems[0]
 
 
+def test_a_state_directory_in_the_run_directory_is_refused(tmp_path: Path):
+    (problem,) = ask(tmp_path, state_dir=str(tmp_path / "run" / "state"))["problems"]
+    assert "lies in run_dir" in problem
+    assert ask(tmp_path, state_dir=str(tmp_path / "running"))["problems"] == []
+
+
 def test_another_meshray_does_not_fit(tmp_path: Path):
     assert not ask(tmp_path, digest="other")["fits"]
     assert not ask(tmp_path, version="0.0")["fits"]

@@ -156,6 +156,24 @@ def test_sweep_keeps_tables_of_clusters_that_up_started(root, child):
     assert sorted(os.listdir(run_dir)) == ["gcs", "logs", "node.json"]
 
 
+def test_a_state_directory_in_the_run_root_is_no_cluster(root, monkeypatch):
+    monkeypatch.setenv("MESHRAY_STATE_DIR", f"{root}/state")
+    secret = Path(root, "state", "keys", "node.key")
+    secret.parent.mkdir(parents=True)
+    secret.write_text("x")
+    assert run_dirs.sweep() == []
+    assert run_dirs.clusters() == []
+    run_dirs.create("one", ["n"])
+    for state, cluster in (("state", "state"), (".", "two"), ("two/deep", "two")):
+        monkeypatch.setenv("MESHRAY_STATE_DIR", f"{root}/{state}")
+        with pytest.raises(ClusterStartError, match="goes with its cluster: set MESHRAY_STATE_DIR"):
+            run_dirs.create(cluster, ["n"])
+    monkeypatch.delenv("MESHRAY_STATE_DIR")
+    with pytest.raises(ClusterStartError, match="state is there already, and not of a cluster"):
+        run_dirs.create("state", ["n"])
+    assert secret.exists()
+
+
 def test_cluster_whose_node_lives_is_alive_without_its_launcher(root, child):
     run_dir = run_dirs.create("one", ["n"])["n"]
     process = child()

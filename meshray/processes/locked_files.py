@@ -1,0 +1,39 @@
+"""A lock on a directory, and in words what a file system refuses.
+
+*Shell (files).* Used by ``run_dirs``; imports nothing slow.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from meshray.errors import ClusterStartError
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def locked(directory: str, *, variable: str) -> Iterator[None]:
+    """Keep all others out who lock this directory. ``variable``: see ``explained``."""
+    path = os.path.join(directory, _LOCK)
+    with explained(path, variable=variable):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained(path: str, *, variable: str) -> Iterator[None]:
+    """Turn what the file system refuses into an error that says where, why, and what to do: set ``variable``."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ClusterStartError(f"cannot write {path}: {reason}. Make room or give permission there, or set "
+                                f"{variable} to another directory") from error
