@@ -2,7 +2,7 @@
 
 *Shell (terminal, processes).*
 
-1. ``up`` of a cluster that runs as the file says changes nothing; of one that runs otherwise it is refused.
+1. ``up`` of a cluster that runs changes what differs from the file and can change, and nothing else.
 2. ``down`` of a cluster that is not there changes nothing.
 """
 
@@ -19,22 +19,22 @@ import click
 from meshray.cluster_config import json_schema, read_cluster_config
 from meshray.errors import ClusterNotFoundError
 from meshray.processes import run_dirs
+from meshray.processes.ssh_plan import ClusterDiffersError
 
-from .exits import Differs, Failed
+from .exits import Failed, differs
 
 
-@click.command()
+@click.command(short_help="Start a cluster, or change it to its file.")
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("--keep-going", is_flag=True, help="Of hosts over SSH: do without those that fail.")
 def up(file: str, keep_going: bool) -> None:
     """Start the cluster of a cluster FILE.
 
-    The file is checked before anything starts. If the cluster runs already, nothing changes; if it runs with another
-    configuration, the differences are shown and nothing changes either (exit code 4). If the start fails or is
-    interrupted, what was started is taken down.
+    The file is checked before anything starts. If the start fails or is interrupted, what was started is taken down.
 
-    A cluster of hosts over SSH is changed to what the file says now: hosts that are new in it start, hosts that are
-    gone from it or differ stop or start again, all others go on. What cannot change while it runs is exit code 4.
+    A cluster that runs already is changed to what the file says now: nodes that are new in it start, nodes that are
+    gone from it or differ stop or start again, all others go on; the plan is shown. If the file asks for what cannot
+    change while the cluster runs, nothing is done (exit code 4).
 
     \b
     Examples:
@@ -51,18 +51,20 @@ def up(file: str, keep_going: bool) -> None:
             up_on_hosts(cluster, file, keep_going=keep_going)
         return
     name = cluster.cluster_name
-    state, details = local_cluster.state_of(cluster)
-    lines = "".join(f"\n  {detail}" for detail in details)
-    if state == "running":
-        click.echo(f"cluster {name} runs already, nothing to do: {run_dirs.find_address(name)}")
-        return
-    if state == "broken":
-        raise Failed(f"cluster {name} is not whole:{lines}\nend it with: meshray down {name}")
-    if state == "differs":
-        raise Differs(f"cluster {name} runs with another configuration:{lines}\n"
-                      f"end it first: meshray down {name} && meshray up {file}")
     with terminated_like_interrupted():
-        started = local_cluster.start_cluster(cluster, click.echo)
+        if not run_dirs.is_cluster_alive(name):
+            started = local_cluster.start_cluster(cluster, click.echo)
+        else:
+            try:
+                started, plan = local_cluster.plan_changes(cluster)
+            except ClusterDiffersError as error:
+                raise differs(name, file, error) from error
+            if all(change.action == "keep" for change in plan):
+                click.echo(f"cluster {name} runs already, nothing to do: {run_dirs.find_address(name)}")
+                return
+            for change in plan:
+                click.echo(f"  {change}")
+            started = local_cluster.change_cluster(cluster, started, plan, click.echo)
     click.echo(f"cluster {name} is up: {started.address}\n"
                f'join it with meshray.init(address="auto"), end it with meshray down')
 

@@ -34,3 +34,9 @@ class Differs(click.ClickException):
     """The cluster runs with another configuration."""
 
     exit_code = 4
+
+
+def differs(name: str, file: str, error: Exception) -> Differs:
+    """Return what ends an ``up`` of cluster ``name`` whose file asks for what ``error`` says cannot change."""
+    return Differs(f"cluster {name} runs with another configuration, in what cannot change while it runs:\n{error}\n"
+                   f"end it first: meshray down {name} && meshray up {file}")

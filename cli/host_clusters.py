@@ -13,9 +13,9 @@ import click
 from meshray.cluster_schema import PHASES, ClusterConfig
 from meshray.errors import HostError
 from meshray.processes import run_dirs, ssh_cluster, ssh_record
-from meshray.processes.ssh_plan import Change, ClusterRecord
+from meshray.processes.ssh_plan import Change, ClusterDiffersError, ClusterRecord
 
-from .exits import Differs, Failed
+from .exits import Failed, differs
 from .up_display import Display
 
 
@@ -33,9 +33,8 @@ def up_on_hosts(cluster: ClusterConfig, file: str, *, keep_going: bool) -> None:
     try:
         with Display([*PHASES[:-1], "stop"]) as display:
             record, failed = ssh_cluster.up(cluster, display.report, show, keep_going=keep_going)
-    except ssh_cluster.ClusterDiffersError as error:
-        raise Differs(f"cluster {name} runs with another configuration, in what cannot change while it runs:\n{error}\n"
-                      f"end it first: meshray down {name} && meshray up {file}") from error
+    except ClusterDiffersError as error:
+        raise differs(name, file, error) from error
     except HostError as error:
         if not display.failures:
             raise

@@ -69,8 +69,8 @@ def _make(name: str, address: str) -> None:
         pair.save(path)
     except FileExistsError:
         known = KeyPair.load(path).public
-        raise Failed(f"this machine has a key {name} already ({path}), its public half is {known}. Replace it with "
-                     f"meshray keys rotate {name}") from None
+        raise Failed(f"this machine has a key {name} already ({path}). Let it in with meshray keys add {name} {known}, "
+                     f"or replace it with meshray keys rotate {name}") from None
     click.echo(f"made key {name}; its secret half stays in {path}\npublic half: {pair.public}")
     try:
         _change(address, name, pair.public, "allowed")

@@ -130,3 +130,7 @@ class ClusterFile(msgspec.Struct, kw_only=True):
     address: str
     nodes: dict[str, str]
     configuration: str
+    founders: list[str] = []
+    """The nodes that the cluster began with, the head first: they tell where the control store lies."""
+    life: str = ""
+    """Which start of the cluster this is."""

@@ -33,6 +33,7 @@ from meshray.processes.ssh_fleet import Fleet, Report
 from meshray.processes.ssh_host import Host, Sources, file_of, records_of, sources_of
 from meshray.processes.ssh_plan import (
     Change,
+    ClusterDiffersError,
     ClusterRecord,
     bearers,
     changes,
@@ -40,15 +41,12 @@ from meshray.processes.ssh_plan import (
     landmarks,
     probe_of,
     shared_differences,
+    take_logins,
 )
 from meshray.version import __version__
 
 Answer = TypeVar("Answer")
 ShowPlan = Callable[[list[Change]], None]
-
-
-class ClusterDiffersError(ClusterStartError):
-    """The cluster runs with another configuration, in something that cannot change while it runs."""
 
 
 class Up:
@@ -105,6 +103,8 @@ class Up:
         differences = shared_differences(record, self.cluster, self.digest)
         if differences:
             raise ClusterDiffersError("\n".join(differences))
+        if take_logins(record, self.cluster):
+            ssh_record.write(record)
         hosts = self.fleet.hosts(record.hosts)
         alive: dict[str, bool] = {}
 

@@ -1,6 +1,7 @@
-"""What ``up`` has to do on which host: the record of what runs against the cluster file.
+"""What ``up`` has to do with which node: the record of what runs against the cluster file.
 
-*Pure.* Used by ``ssh_cluster``; the record is kept by ``ssh_record`` on the launching machine.
+*Pure.* Used by ``ssh_cluster``, whose record ``ssh_record`` keeps on the launching machine, and by ``local_cluster``,
+whose record is ``cluster.json``.
 
 1. Only what differs changes: a node whose own part of the file is the same is not restarted.
 2. What all nodes share (shards, schedulers, durability, the head, meshray itself) cannot change under a running
@@ -16,6 +17,7 @@ import msgspec
 
 from meshray import config
 from meshray.cluster_schema import ClusterConfig, NodeSpec
+from meshray.errors import ClusterStartError
 from meshray.processes import control_store
 from meshray.processes.host_plan import Probe
 from meshray.processes.scheduler_places import scheduler_places
@@ -29,8 +31,13 @@ SECONDS = {"connect": 15.0, "probe": 30.0, "sync": 600.0, "install": 900.0, "sta
 
 _SHARED = ("shards", "replicas", "schedulers", "durability", "retention", "locality", "keep_state")
 _FILES = ("file_mounts", "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+_LOGIN = ("ssh_user", "ssh_private_key")
 _STATE_BYTES, _RUN_BYTES = 16 * config.MIB, 64 * config.MIB
 _FILES_MIN = 4096
+
+
+class ClusterDiffersError(ClusterStartError):
+    """The cluster runs with another configuration, in something that cannot change while it runs."""
 
 
 class HostRecord(msgspec.Struct, kw_only=True):
@@ -98,6 +105,21 @@ def shared_differences(record: ClusterRecord, cluster: ClusterConfig, digest: st
     return lines
 
 
+def take_logins(record: ClusterRecord, cluster: ClusterConfig) -> bool:
+    """Let the record say of each host how to log in to it now, which is no reason to start its node again; whether that
+    differs from before."""
+    files = {node.name: node for node in cluster.nodes}
+    changed = False
+    for host in record.hosts:
+        login = {key: getattr(files.get(host.spec.name, host.spec), key) for key in _LOGIN}
+        spec = msgspec.structs.replace(host.spec, **login)
+        changed, host.spec = changed or spec != host.spec, spec
+    record.config.nodes = [
+        msgspec.structs.replace(node, **{key: getattr(files.get(node.name, node), key) for key in _LOGIN})
+        for node in record.config.nodes]
+    return changed
+
+
 def bearers(record: ClusterRecord) -> list[str]:
     """Return the nodes that have a part of the control store, the head first."""
     plan = control_store.plan(record.founders, record.config.shards, record.config.replicas, lambda node, process: "")
@@ -152,7 +174,7 @@ def spec_differences(before: NodeSpec, after: NodeSpec) -> list[str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict) and value:
-        return ", ".join(f"{key}: {_shown(child)}" for key, child in value.items())
+        return f"{{{', '.join(f'{key}: {_shown(child)}' for key, child in value.items())}}}"
     if value in (None, "", {}, []):
         return "nothing"
     return f"{value:g}" if isinstance(value, float) else str(value)

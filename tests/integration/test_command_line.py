@@ -195,6 +195,38 @@ def test_up_with_another_configuration_changes_nothing(two_nodes, tmp_path):
     assert meshray.cluster_resources()["left"] == 4
 
 
+def test_a_running_cluster_is_changed_to_its_file(two_nodes, tmp_path):
+    file = tmp_path / "pair.yaml"
+    third = "  - {name: third, num_cpus: 1, resources: {third: 1}, object_store_memory: 64MiB}\n"
+    text = file.read_text().replace("right: 4", "right: 5").replace("schedulers:", third + "schedulers:")
+    pids = {row["name"]: row["pid"] for row in two_nodes.status()["nodes"]}
+    where = meshray.remote(lambda: meshray.get_runtime_context().get_node_id())
+
+    def answers_from(*names: str) -> int:
+        return len(set(meshray.get([where.options(resources={name: 1}).remote() for name in names], timeout=30)))
+
+    file.write_text(text)
+    shown = command_line("up", str(file)).stdout
+    for line in ("left: keep", "right: restart (resources: {right: 4} -> {right: 5})", "third: start (new)"):
+        assert line in shown
+    assert answers_from("left", "right", "third") == 3
+    after = {row["name"]: row["pid"] for row in two_nodes.status()["nodes"] if row["state"] == "alive"}
+    assert after.keys() == {"left", "right", "third"}
+    assert after["left"] == pids["left"] and after["right"] != pids["right"]
+
+    file.write_text(text.replace(third, "  - {name: fourth, num_cpus: 1, spill_directory: /proc/nowhere}\n"))
+    result = command_line("up", str(file), ok=False)
+    assert "third: stop (not in the file)" in result.stdout
+    assert "spill_directory /proc/nowhere cannot be made" in result.stderr
+    file.write_text(text.replace(third, ""))
+    assert "nothing to do" in command_line("up", str(file)).stdout
+    assert answers_from("left", "right") == 2
+
+    os.kill(after["right"], signal.SIGKILL)
+    wait_until(lambda: "right: restart (it does not run)" in command_line("up", str(file)).stdout)
+    assert answers_from("left", "right") == 2
+
+
 @pytest.mark.parametrize(("change", "words"), [
     (("cluster_name", "cluster_nam"), ["bad.yaml:1", "cluster_nam", "did you mean cluster_name"]),
     (("type: local", "typ: local"), ["bad.yaml:3", "provider.typ", "did you mean type"]),

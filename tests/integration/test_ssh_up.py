@@ -52,11 +52,11 @@ def test_up_work_change_and_down(bed: SshHosts):
         for phase in ("connect", "probe", "sync", "install", "start", "join", "healthy"):
             assert f"{host.name}: {phase} ok" in output
     before = {host.name: node_pid(bed, host.name) for host in (first, second)}
-    assert "nothing to do" in bed.meshray("up", bed.file("lab", [first, second]))
+    assert "nothing to do" in bed.meshray("up", bed.file("lab", [first, second], nodes={"h1": "ssh_user: root"}))
 
     output = bed.meshray("up", bed.file("lab", [first, second, third], nodes={"h1": "labels: {zone: b}"}))
     assert "h0: keep\n" in output
-    assert "h1: restart (labels: nothing -> zone: b)" in output
+    assert "h1: restart (labels: nothing -> {zone: b})" in output
     assert "h2: start (new)" in output
     assert node_pid(bed, "h0") == before["h0"]
     assert node_pid(bed, "h1") != before["h1"]
@@ -194,7 +194,7 @@ def test_what_all_nodes_share_cannot_change(bed: SshHosts):
     bed.meshray("up", bed.file("fixed", hosts))
     output = bed.meshray("up", bed.file("fixed", hosts, nodes={"h0": "labels: {a: b}"}, more="shards: 2\n"), ok=False)
     assert "shards: 1 runs, 2 is in the file" in output
-    assert "head h0: labels: nothing -> a: b" in output
+    assert "head h0: labels: nothing -> {a: b}" in output
     output = bed.meshray("list", "nodes", "--json")
     assert "alive" in output
     bed.meshray("down", "fixed")

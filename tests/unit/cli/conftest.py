@@ -66,7 +66,7 @@ class FakeNode:
         """Let the cluster look as ``meshray up`` leaves it."""
         cluster, name = self.run_dir.split("/")[-2:]
         run_dirs.write_cluster_file(ClusterFile(cluster=cluster, address=self.endpoint, nodes={name: self.run_dir},
-                                                configuration=configuration))
+                                                configuration=configuration, founders=[name]))
 
     def close(self) -> None:
         if self._thread is not None:

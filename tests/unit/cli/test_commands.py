@@ -262,7 +262,7 @@ def test_up_with_another_configuration(starts, file, meshray_command):
     Path(file).write_text(FILE.replace("num_cpus: 1", "num_cpus: 2"))
     result = meshray_command("up", file)
     assert result.exit_code == 4
-    assert "nodes[0].num_cpus: 1.0 runs, 2.0 is in the file" in result.stderr
+    assert "head left: num_cpus: 1 -> 2" in result.stderr
     assert f"meshray down pair && meshray up {file}" in result.stderr
     assert len(starts) == 1
 
@@ -277,7 +277,7 @@ def test_up_when_a_node_has_died(fake_node, file, meshray_command):
         "processes": {"node": run_dirs.Process(1, 1, "x"), "shard": run_dirs.identify(other.process.pid)}}))
     result = meshray_command("up", file)
     assert result.exit_code == 1
-    assert "node left is dead" in result.stderr and "meshray down pair" in result.stderr
+    assert "node left, the head of cluster pair, is dead" in result.stderr and "meshray down pair" in result.stderr
 
 
 @pytest.mark.parametrize(("error", "code"), [(ClusterStartError("no luck"), 1), (KeyboardInterrupt(), 130)])

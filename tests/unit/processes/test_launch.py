@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from meshray.errors import ClusterStartError
-from meshray.processes import launch, local_cluster, machine_resources, run_dirs
+from meshray.processes import launch, machine_resources, run_dirs
 from meshray.processes.process_identity import end, identify, is_alive
 
 HEALTHY = """
@@ -158,11 +158,3 @@ def test_control_group_limits(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert machine_resources.cpus() == 1
     assert machine_resources.memory_bytes() == 2**30
-
-
-def test_differences():
-    before = '{"nodes": [{"num_cpus": 1, "memory": null}], "shards": 1}'
-    after = '{"nodes": [{"num_cpus": 2, "memory": null}, {"num_cpus": 3}], "shards": 1}'
-    assert local_cluster.differences(before, after) == [
-        "nodes[0].num_cpus: 1 runs, 2 is in the file", "nodes[1].num_cpus: 3 is new"]
-    assert local_cluster.differences(before, before) == []

@@ -19,6 +19,7 @@ from meshray.processes.ssh_plan import (
     probe_of,
     seconds_for,
     shared_differences,
+    take_logins,
 )
 
 FILE = "cluster_name: lab\nprovider: {type: ssh}\nnodes: [{host: a}, {host: b}, {host: c}]\n"
@@ -46,13 +47,23 @@ def test_a_cluster_that_is_not_there_starts_whole():
 
 @pytest.mark.parametrize(("old", "new", "expected"), [
     ("", "", ["a: keep", "b: keep", "c: keep"]),
-    ("{host: b}", "{host: b, labels: {x: y}}", ["a: keep", "b: restart (labels: nothing -> x: y)", "c: keep"]),
+    ("{host: b}", "{host: b, labels: {x: y}}", ["a: keep", "b: restart (labels: nothing -> {x: y})", "c: keep"]),
     (", {host: c}", ", {host: c}, {host: d}", ["a: keep", "b: keep", "c: keep", "d: start (new)"]),
     (", {host: b}", "", ["a: keep", "c: keep", "b: stop (not in the file)"]),
     ("nodes:", "setup_commands: [x]\nnodes:", [f"{name}: update (setup_commands changed)" for name in "abc"]),
 ])
 def test_only_what_differs_changes(old: str, new: str, expected: list[str]):
     assert plan(FILE.replace(old, new, 1)) == expected
+
+
+def test_another_login_is_taken_without_a_restart():
+    before = record()
+    text = FILE.replace("{host: b}", "{host: b, ssh_user: me}").replace("{host: a}", "{host: a, ssh_user: i}")
+    assert not take_logins(before, cluster())
+    assert take_logins(before, cluster(text))
+    assert shared_differences(before, cluster(text), "d") == []
+    assert {change.action for change in changes(before, cluster(text), "m", ALIVE)} == {"keep"}
+    assert [host.spec.ssh_user for host in before.hosts] == ["i", "me", ""]
 
 
 def test_nodes_that_died_start_again():
