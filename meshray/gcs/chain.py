@@ -133,9 +133,9 @@ class ChainMember:
         """Take one event, return its effects in order."""
         kind = type(event)
         if kind is Received:
-            return self._received(event.route, event.message, now_ns)
+            return self.received(event.route, event.message, now_ns)
         if kind is Persisted:
-            return self._persisted(event.count, now_ns)
+            return self.persisted(event.count, now_ns)
         if kind is Tick:
             return self._tick(now_ns)
         assert kind is Undeliverable, f"not an event of a chain member: {event!r}"
@@ -172,7 +172,8 @@ class ChainMember:
                 "waiting": len(self._waiting), "sent": len(self.downstream), "clients": len(self.clients),
                 "epoch": self.shard.epoch}
 
-    def _received(self, route: bytes, message: Message, now_ns: int) -> list[Any]:
+    def received(self, route: bytes, message: Message, now_ns: int) -> list[Any]:
+        """Take a message."""
         handler = self._handlers.get(type(message))
         if handler is not None:
             return handler(route, message, now_ns)
@@ -227,8 +228,7 @@ class ChainMember:
 
     def _serve_held(self, now_ns: int) -> list[Any]:
         """What could not be answered before can be now, perhaps."""
-        return [effect for route, message in self.tail.take_held()
-                for effect in self._received(route, message, now_ns)]
+        return [effect for held in self.tail.take_held() for effect in self.received(*held, now_ns)]
 
     def _undeliverable(self, route: bytes, message: Message) -> list[Any]:
         """Nobody is at ``route``. The head has a dialog with whoever wrote, so it can say what the tail cannot."""
@@ -280,7 +280,7 @@ class ChainMember:
         sends = self.downstream.after(self.shard.epoch, message.version, self.version)
         return [_to(self.successor, extend) for extend in sends]
 
-    def _persisted(self, count: int, now_ns: int) -> list[Any]:
+    def persisted(self, count: int, now_ns: int) -> list[Any]:
         """The first ``count`` waiting entries are durable."""
         entries = [self._waiting.popleft() for _ in range(count)]
         if not entries:
@@ -291,11 +291,11 @@ class ChainMember:
         self.tail.removals.note(entries)
         effects: list[Any] = []
         if self.is_tail and not self.wedged:
-            effects += self._commit(entries, now_ns)
+            effects = self._commit(entries, now_ns)
         else:
             self.downstream.add(entries, now_ns)
             if not self.wedged:
-                effects += [_to(self.successor, it) for it in batches(self.shard.epoch, entries, after, self.version)]
+                effects = [_to(self.successor, it) for it in batches(self.shard.epoch, entries, after, self.version)]
         if self._newer is not None and not self._waiting:
             newer, self._newer = self._newer, None
             return effects + self.adopt(newer, now_ns)

@@ -71,8 +71,12 @@ class Downstream:
         return len(self._sent)
 
 
-def batches(epoch: int, entries: list[Entry], after: int, last: int) -> Iterator[Extend]:
-    """Yield Extend messages with ``entries``, none of them larger than EXTEND_BYTES_MAX unless one entry is."""
+def batches(epoch: int, entries: list[Entry], after: int, last: int) -> Iterable[Extend]:
+    """Return Extend messages with ``entries``, none of them larger than EXTEND_BYTES_MAX unless one entry is."""
+    return (Extend(epoch, after, last, entries),) if len(entries) == 1 else _batches(epoch, entries, after, last)
+
+
+def _batches(epoch: int, entries: list[Entry], after: int, last: int) -> Iterator[Extend]:
     batch: list[Entry] = []
     room_bytes = limits.EXTEND_BYTES_MAX
     for entry in entries:

@@ -114,24 +114,25 @@ class ShardServer:
 
     def handle(self, event: Any, now_ns: int) -> list[Any]:
         """Take one event, return its effects in order."""
-        kind = type(event)
+        kind, member = type(event), self.member
         if kind is Received:
-            own = self._own.get(type(event.message))
+            message = event.message
+            own = self._own.get(type(message))
             if own is not None:
                 effects: list[Any] = own(event, now_ns)
-            elif self._masters and type(event.message) in _OF_AN_EPOCH and event.message.epoch > self._epoch:
+            elif self._masters and type(message) in _OF_AN_EPOCH and message.epoch > self._epoch:
                 effects = self._keep_for_later(event)
-            elif self.member is not None:
-                effects = self.member.handle(event, now_ns)
+            elif member is not None:
+                effects = member.received(event.route, message, now_ns)
             else:
-                effects = self._without_place(event.route, event.message)
+                effects = self._without_place(event.route, message)
         elif kind is Persisted:
             effects = self._persisted(event.count, now_ns)
         elif kind is Tick:
             effects = self._tick(now_ns)
         elif kind is Undeliverable:
             self._followers.pop(event.route, None)
-            effects = self.member.handle(event, now_ns) if self.member is not None else []
+            effects = member.handle(event, now_ns) if member is not None else []
         else:
             raise AssertionError(f"not an event of a shard server: {event!r}")
         if self._mark or self._early:
@@ -317,11 +318,11 @@ class ShardServer:
             len(member.tail.watches) if member is not None else 0))]
 
     def _persisted(self, count: int, now_ns: int) -> list[Any]:
-        joiners = min(count, self._joiner_persists)
-        self._joiner_persists -= joiners
-        if self.member is None or count == joiners:
-            return []
-        return self.member.handle(Persisted(count - joiners), now_ns)
+        if self._joiner_persists:
+            joiners = min(count, self._joiner_persists)
+            self._joiner_persists -= joiners
+            count -= joiners
+        return self.member.persisted(count, now_ns) if self.member is not None and count else []
 
     # --- time ----------------------------------------------------------------------------------------------------
 

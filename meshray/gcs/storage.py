@@ -115,6 +115,9 @@ class Storage:
             return effects
         try:
             try:
+                if len(effects) == 1 and type(writes[0]) is Persist and _is_small(writes[0].entry):
+                    self._commit_one(writes[0].entry, writes[0].epoch)
+                    return [Persisted(1)]
                 self._commit(writes)
             except lmdb.MapFullError:
                 self._grow()
@@ -219,6 +222,24 @@ class Storage:
                 transaction.put(key, value, db=self._meta)
         self._epoch = epoch
 
+    def _commit_one(self, entry: Entry, epoch: int) -> None:
+        """Commit a Write of one row that came alone, as most do: what ``_commit`` does, in a third of the steps."""
+        assert os.getpid() == self._pid, "an LMDB environment does not survive a fork"
+        (table, key, version, value), = entry.rows
+        record = ClientRecord(entry.sequence, entry.version, entry.refused)
+        last = version.to_bytes(_VERSION_BYTES, "big")
+        with self._env.begin(write=True) as transaction:
+            put = transaction.put
+            if value is not None:
+                put(key, last + value, db=self._tables[table])
+            else:
+                transaction.delete(key, db=self._tables[table])
+            put(entry.client.encode(), self._clients_encoder.encode(record), db=self._clients)
+            put(b"version", last, db=self._meta)
+            if epoch != self._epoch:
+                put(b"epoch", epoch.to_bytes(_VERSION_BYTES, "big"), db=self._meta)
+        self._epoch = epoch
+
     def _keep_vote(self, vote: Vote) -> None:
         assert self._votes is not None
         with self._votes.begin(write=True) as transaction:
@@ -296,6 +317,11 @@ class Storage:
         with self._env.begin(db=database) as transaction, transaction.cursor() as cursor:
             if cursor.set_range(start) if start else cursor.first():
                 yield from cursor
+
+
+def _is_small(entry: Entry) -> bool:
+    """Whether this is a Write of one operation, which was done."""
+    return entry.count == 1 and len(entry.rows) == 1 and entry.client != ""
 
 
 def _write(transaction: Any, database: Any, rows: Packed) -> None:

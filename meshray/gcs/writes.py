@@ -60,6 +60,9 @@ class Writer:
 
     def offer(self, piece: Piece, now_ns: int) -> list[Any]:
         """Take operations; send them now if none are on the way."""
+        if self._frame is None and len(piece.ops) == 1:
+            piece.request.sent = True
+            return self._begin(piece.ops, [(piece.request, piece.places)], now_ns)
         self._queue.append(piece)
         self.queued += len(piece.ops)
         return [] if self._frame is not None else self._next(now_ns)
@@ -132,6 +135,8 @@ class Writer:
     def _next(self, now_ns: int) -> list[Any]:
         """Begin the next Write, if anything waits."""
         self._frame = None
+        if not self._queue:
+            return []
         ops: list[Op] = []
         parts: list[tuple[Request, Sequence[int]]] = []
         room_bytes = limits.WRITE_BYTES_MAX
@@ -154,8 +159,9 @@ class Writer:
             if piece.request.ended or piece.begun == len(piece.ops):
                 self.queued -= len(piece.ops) - piece.begun
                 self._queue.popleft()
-        if not ops:
-            return []
+        return self._begin(ops, parts, now_ns) if ops else []
+
+    def _begin(self, ops: list[Op], parts: list[tuple[Request, Sequence[int]]], now_ns: int) -> list[Any]:
         self._sequence += 1
         self._frame = Frame(self._sequence, ops, parts, now_ns + limits.RESEND_NS)
         return [*self._link.connect(), self._send(self._frame)]

@@ -19,7 +19,7 @@ from meshray.gcs.log import Entry
 from meshray.gcs.read_lease import ReadLease
 from meshray.gcs.requests import Link
 from meshray.gcs.watches import Watches
-from meshray.machine import Received, Send
+from meshray.machine import Send
 from meshray.messages.gcs import Read, Written
 from tests.sim.gcs_sim.process import Process
 
@@ -27,9 +27,9 @@ from tests.sim.gcs_sim.process import Process
 class AnswersBeforeTheTail(ChainMember):
     """The head answers what is durable with it, before the others have it."""
 
-    def _persisted(self, count: int, now_ns: int) -> list[Any]:
+    def persisted(self, count: int, now_ns: int) -> list[Any]:
         entries = [self._waiting[index] for index in range(count)]
-        effects = super()._persisted(count, now_ns)
+        effects = super().persisted(count, now_ns)
         if self.is_head and not self.is_tail:
             effects += [Send(entry.route, Written(entry.sequence, entry.version, entry.refused))
                         for entry in entries if entry.client]
@@ -39,19 +39,19 @@ class AnswersBeforeTheTail(ChainMember):
 class IgnoresEpochs(ChainMember):
     """A member takes whatever comes as if it were of its own epoch."""
 
-    def handle(self, event: Any, now_ns: int) -> list[Any]:
-        if isinstance(event, Received) and hasattr(event.message, "epoch"):
-            event = Received(event.route, msgspec.structs.replace(event.message, epoch=self.shard.epoch))
-        return super().handle(event, now_ns)
+    def received(self, route: bytes, message: Any, now_ns: int) -> list[Any]:
+        if hasattr(message, "epoch"):
+            message = msgspec.structs.replace(message, epoch=self.shard.epoch)
+        return super().received(route, message, now_ns)
 
 
 class ReadsAtTheHead(ChainMember):
     """The head answers reads from its own disk."""
 
-    def _received(self, route: bytes, message: Any, now_ns: int) -> list[Any]:
+    def received(self, route: bytes, message: Any, now_ns: int) -> list[Any]:
         if isinstance(message, Read) and self.is_head and not self.is_tail and message.epoch == self.shard.epoch:
             return [Send(route, self.tail._look(message))]
-        return super()._received(route, message, now_ns)
+        return super().received(route, message, now_ns)
 
 
 @contextmanager
@@ -101,10 +101,10 @@ def sends_before_it_persists() -> Iterator[None]:
     class Early(ChainMember):
         def _append(self, entry: Any, now_ns: int) -> list[Any]:
             effects = super()._append(entry, now_ns)
-            early = super()._persisted(1, now_ns)
+            early = super().persisted(1, now_ns)
             return [*(each for each in effects if not isinstance(each, Send)), *early]
 
-        def _persisted(self, count: int, now_ns: int) -> list[Any]:
+        def persisted(self, count: int, now_ns: int) -> list[Any]:
             return []
 
     with patch.object(shard_server, "ChainMember", Early), patch.object(Process, "sends_first", True, create=True):

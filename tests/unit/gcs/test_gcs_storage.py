@@ -70,6 +70,25 @@ def test_the_epoch_on_the_disk_is_that_of_the_last_turn(tmp_path: Path) -> None:
     storage.close()
 
 
+def test_one_row_alone_is_kept_like_one_among_others(tmp_path: Path) -> None:
+    turns = [Persist(Entry(version, 1, client, sequence, [("kv", key, version, value)], []), epoch)
+             for version, client, sequence, key, value, epoch in (
+                 (1, "c", 1, b"a", b"x", 3), (2, "d", 1, b"b", b"", 3), (3, "c", 2, b"a", None, 3),
+                 (4, "d", 2, b"b", b"y", 4))]
+    found = []
+    for name in ("alone", "among"):
+        storage = Storage(str(tmp_path / name), durability="relaxed")
+        for turn in turns:
+            others = [Send(b"c", Ping())] if name == "among" else []
+            assert storage.persist([*others, turn]) == [*others, Persisted(1)]
+        storage.close()
+        storage = Storage(str(tmp_path / name))
+        found.append((storage.recovered, storage.scan("kv", b"", b"", 10)))
+        storage.close()
+    assert found[0] == found[1]
+    assert found[0][0].epoch == 4 and found[0][0].version == 4
+
+
 def test_scan_pages_through_a_prefix(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path), durability="relaxed")
     storage.persist([persist(*(("kv", b"p%03d" % i, i + 1, b"v") for i in range(25)), ("kv", b"q", 26, b""))])
