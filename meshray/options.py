@@ -217,6 +217,18 @@ def change_task(options: TaskOptions, changes: Mapping[str, Any]) -> TaskOptions
     return _changed(options, _checked("task", TASK_CHECKS, changes))
 
 
+def key(options: TaskOptions) -> tuple[Any, ...] | None:
+    """Return what equal options have in common, to look them up by; None if a part of them cannot be hashed."""
+    found = (*msgspec.structs.astuple(msgspec.structs.replace(options, resources={})),
+             frozenset(options.resources.items()))
+    found = tuple(frozenset(part.items()) if isinstance(part, dict) else part for part in found)
+    try:
+        hash(found)
+    except TypeError:
+        return None
+    return found
+
+
 def actor_options(given: Mapping[str, Any]) -> ActorOptions:
     """Return the options given to ``@remote`` on a class. Raise TypeError or ValueError."""
     return _coherent(_changed(ActorOptions(), _checked("actor", ACTOR_CHECKS, given)))

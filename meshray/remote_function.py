@@ -3,7 +3,8 @@
 *Pure* but for its session. Used by drivers and workers. ``_submit`` is the hot path (``perf/test_tasks.py``).
 
 1. A function is exported when it is first called in a session, and again if it is called in another session.
-2. ``.options()`` returns a new object; the original never changes.
+2. ``.options()`` never changes the original. The same options give the same object again: a scheduling class belongs to
+   it, with its leases and with what it knows of the tasks' times, and a program may call ``.options()`` for every task.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from meshray.session import current
 from meshray.session.records import SchedulingClass, Task
 from meshray.session.session import Session
 
+VARIANTS_MAX = 256
+"""Different options of one function for which the object is kept."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -27,7 +31,10 @@ R = TypeVar("R")
 class RemoteFunction(Generic[P, R]):
     """A function that runs as tasks: call ``.remote(...)``, get an ``ObjectRef`` at once."""
 
-    def __init__(self, function: Callable[P, R], task_options: TaskOptions) -> None:
+    def __init__(self, function: Callable[P, R], task_options: TaskOptions,
+                 variants: dict[Any, RemoteFunction[P, R]] | None = None) -> None:
+        """``variants``: the same function with other options, by these."""
+        self._variants = {} if variants is None else variants
         self._function = function
         self._options = task_options
         self._name: str = task_options.name or getattr(function, "__qualname__", None) or type(function).__name__
@@ -43,7 +50,16 @@ class RemoteFunction(Generic[P, R]):
 
     def options(self, **changes: Any) -> RemoteFunction[P, R]:
         """Return the same function with other options, for example ``f.options(num_cpus=2).remote()``."""
-        return RemoteFunction(self._function, options.change_task(self._options, changes))
+        chosen = options.change_task(self._options, changes)
+        key = options.key(chosen)
+        variant = self._variants.get(key) if key is not None else None
+        if variant is None:
+            variant = RemoteFunction(self._function, chosen, self._variants)
+            if key is not None:
+                if len(self._variants) >= VARIANTS_MAX:
+                    self._variants.clear()
+                self._variants[key] = variant
+        return variant
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self._function, self._options)

@@ -174,12 +174,11 @@ class Spill:
 
     def _take_places(self, key: Any, places: list[tuple[str, str, int]], feasible: bool, reason: str) -> None:
         elsewhere = [place for place in places if place[0] != self._context.node]
-        if not elsewhere:
+        claim = None if isinstance(key, bytes) else self._claim(*key)
+        if not elsewhere and not (places and claim is not None and claim.strategy.kind == "spread"):
             self._not_before_ns[key] = self._context.now_ns + (PLACE_PAUSE_NS if feasible else STUCK_PAUSE_NS)
         if isinstance(key, bytes):
             self._actor_placed(key, places, "" if feasible else reason)
-            return
-        claim = self._claim(*key)
         if claim is None:
             return
         self._stuck(claim, "" if feasible else reason)

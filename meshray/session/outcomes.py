@@ -95,6 +95,8 @@ class Outcomes:
             name = task.klass.name if not task.method else f"{task.klass.name}.{task.method}"
             self.fail(task, failures.encode_system("cancelled", f"task {name} was cancelled before it started"))
             task.state = CANCELLED
+            if isinstance(task.klass, SchedulingClass):
+                self._session.submitter.dropped(task.klass)
         elif isinstance(task.klass, SchedulingClass):
             self._session.submitter.cancel(task, force=force, recursive=recursive)
         else:

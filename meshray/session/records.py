@@ -99,5 +99,7 @@ class SchedulingClass(msgspec.Struct, eq=False):
     """The same function's tasks whose inputs lie on one node, by node (see ``locality``)."""
     input_bytes: dict[str, int] | None = None
     """Of a part: where the inputs of a task lie, as of the last one."""
+    dropped: int = 0
+    """Tasks in the queue that were cancelled there, at most."""
     looked_ns: int = 0
     """When the leases were last looked through for long tasks."""

@@ -5,8 +5,8 @@
 
 1. A task is pushed to a worker only under a lease, and to one worker at a time.
 2. A worker gets as many tasks as it can run in ``PIPELINE_NS``, at least one; it is refilled when half of that is left.
-   A task that is tried again starts alone, so that a second death of its worker is rightly its own; and tasks that
-   must not run twice are pushed one by one, because what a dying worker had finished but not sent would.
+   A task that is tried again starts alone, so that a second death of its worker is rightly its own. Pushed one by one
+   are tasks that must not run twice, as what a dying worker had finished but not sent would, and those to be spread.
 3. A lease with nothing outstanding is fed at once; otherwise tasks gather into batches of ``BATCH_TASKS_MAX``.
 4. Tasks that wait at a worker behind a longer one than expected are recalled when another worker is free, and such a
    worker gets no more until it answers.
@@ -63,7 +63,7 @@ class Submitter:
 
     def depth(self, klass: SchedulingClass) -> int:
         """Return how many tasks may be outstanding at one worker."""
-        if not klass.mean_ns or not klass.max_retries:
+        if not klass.mean_ns or not klass.max_retries or klass.strategy.kind == "spread":
             return 1
         return max(1, min(config.PIPELINE_TASKS_MAX, config.PIPELINE_NS // klass.mean_ns))
 
@@ -87,7 +87,7 @@ class Submitter:
             if klass.hungry or depth > 1:
                 leases = list(klass.leases.values())
                 if klass.hungry and len(leases) > 1:
-                    leases.sort(key=_load)
+                    leases.sort(key=lambda lease: len(lease.outstanding))
                 for lease in leases:
                     if not klass.queue:
                         break
@@ -273,6 +273,8 @@ class Submitter:
         elif klass.queue:
             self.pump(klass)
         elif not lease.outstanding:
+            if klass.strategy.kind == "spread" and lease.number in klass.leases and not _spent(lease):
+                self._give_back([lease])  # so that the next task goes to another node
             self._dirty[klass.number] = klass
             self._recall_for(klass)
 
@@ -309,6 +311,16 @@ class Submitter:
             return
         for lease in self._piles.stalled_of(klass, self._session.now_ns):
             self._recall(lease)
+
+    def dropped(self, klass: SchedulingClass) -> None:
+        """A queued task was cancelled: when half of them may be, take these out and the demand back. In place, since
+        other threads add to the queue."""
+        klass.dropped += 1
+        queue = klass.queue
+        if klass.dropped * 2 > len(queue):
+            klass.dropped = 0
+            queue.extend([task for _ in range(len(queue)) if (task := queue.popleft()).state == QUEUED])
+            self.pump(klass)
 
     def cancel(self, task: Task, *, force: bool, recursive: bool) -> None:
         """Ask the worker that has ``task`` to drop or interrupt it."""
@@ -379,10 +391,6 @@ class Submitter:
         for klass in list(self.classes.values()):
             klass.leases.clear()
         self.leases.clear()
-
-
-def _load(lease: Lease) -> int:
-    return len(lease.outstanding)
 
 
 def _spent(lease: Lease) -> bool:

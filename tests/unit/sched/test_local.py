@@ -17,6 +17,7 @@ from meshray.messages.node import (
     LeaseReclaimed,
     ReassignLeases,
     ReturnLease,
+    Strategy,
     WorkerBlocked,
     WorkerUnblocked,
 )
@@ -331,6 +332,18 @@ def test_the_end_of_a_node_is_told_by_each_replica_and_taken_in_once() -> None:
     effects = bench.says(">s1", NodeGone("node-2"))
     assert [type(effect) for effect in effects if not isinstance(effect, StartWorkers)] == [Disconnect, StopWorker]
     assert bench.says(">s2", NodeGone("node-2")) == []
+
+
+def test_what_is_spread_one_by_one_does_not_wait_after_its_turn_here() -> None:
+    bench = Bench(2, schedulers={"s1": "ipc://s1"})
+    bench.says(">s1", ClusterView([NodeLoad("node-2", "node-2", "ipc://node-2", CPU, {})], []))
+    bench.worker()
+    bench.driver("d")
+    for _ in range(3):
+        (asked,) = sent(bench.says("d", DeclareDemand([Demand(0, CPU, 1, strategy=Strategy("spread"))])), PlaceDemand)
+        (granted,) = sent(bench.says(">s1", DemandPlaced(asked.request, [("node-1", "ipc://node-1", 1)])), LeaseGranted)
+        bench.says("d", DeclareDemand([Demand(0, CPU, 0, strategy=Strategy("spread"))]))
+        bench.says("d", ReturnLease([granted.lease]))
 
 
 def test_who_returns_a_lease_to_another_node_gets_at_once_what_is_free_here() -> None:

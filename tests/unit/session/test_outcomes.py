@@ -108,6 +108,21 @@ def test_a_queued_task_is_cancelled_at_once_and_never_pushed() -> None:
     assert session.pushed() == {1: [[second.seq]]}
 
 
+def test_the_demand_of_cancelled_tasks_is_taken_back() -> None:
+    """What no node can run would be asked for for ever, and its queue be kept."""
+    session = FakeSession()
+    klass = session.new_class()
+    tasks = session.new_tasks(klass, 8)
+    refs = [task.returns for task in tasks]
+    session.submitter.pump(klass)
+    for ref in refs[1:]:
+        session.outcomes.cancel_task(ref, force=False, recursive=True)
+    assert list(klass.queue) == tasks[:1]
+    session.outcomes.cancel_task(refs[0], force=False, recursive=True)
+    assert [message.demands[0].count for message in session.told][-1] == 0
+    assert not klass.queue
+
+
 def test_a_running_task_is_asked_to_stop_and_not_tried_again() -> None:
     session, task, ref = running()
     session.outcomes.cancel_task(ref, force=True, recursive=False)

@@ -13,6 +13,7 @@ from meshray.messages.node import (
     LeaseReclaimed,
     ReassignLeases,
     ReturnLease,
+    Strategy,
 )
 from meshray.messages.tasks import RecallTasks, TasksRecalled
 from meshray.object_ref import FAILED, READY
@@ -221,6 +222,24 @@ def test_what_waits_behind_a_long_task_is_recalled_for_a_free_worker_and_keeps_i
     session.new_tasks(klass, 1)
     session.submitter.recalled(TasksRecalled(1, [2, 3, 4, 5, 6, 7, 8, 9, 10]))
     assert session.pushed() == {2: [[2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]}
+    check(session, klass)
+
+
+def test_what_is_to_be_spread_is_pushed_one_by_one_and_keeps_no_worker() -> None:
+    session = FakeSession()
+    klass = session.new_class(mean_ns=SHORT_NS)
+    klass.strategy = Strategy("spread")
+    session.new_tasks(klass, 3)
+    session.grant(klass, 1)
+    assert session.pushed() == {1: [[1]]}
+    session.grant(klass, 2)
+    assert session.pushed() == {2: [[2]]}
+    session.finish(1, [1], mean_ns=SHORT_NS)
+    assert session.pushed() == {1: [[3]]}
+    session.finish(2, [2], mean_ns=SHORT_NS)
+    assert session.take_sent(ReturnLease) == [ReturnLease([2])], "the next task goes elsewhere"
+    session.finish(1, [3], mean_ns=SHORT_NS)
+    assert not klass.leases
     check(session, klass)
 
 
