@@ -187,6 +187,9 @@ class GcsClient:
         for link, writer in self._shards:
             if route in link.routes:
                 return self._answered(link, writer, route, message, now_ns)
+        for link, writer in self._shards:
+            if isinstance(message, WrongEpoch) and link.was_member(route):
+                return self._answered(link, writer, route, message, now_ns)
         return []
 
     def _answered(self, link: Link, writer: Writer, route: bytes, message: Any, now_ns: int) -> list[Any]:
@@ -220,6 +223,8 @@ class GcsClient:
             effects += writer.tick(now_ns)
         effects += self._reader.tick(now_ns)
         effects += self._subscriptions.tick(now_ns)
+        for link in self._links:
+            effects += link.search() if link.is_silent else []
         self._forget(effects)
         due = [writer.deadline_ns() for writer in self._writers]
         due += [self._reader.deadline_ns(), self._subscriptions.deadline_ns()]

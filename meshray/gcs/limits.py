@@ -141,6 +141,9 @@ JOIN_RETRY_NS = 1 * SECOND_NS
 PROPOSE_NS = 100 * MILLISECOND_NS
 """A ballot that a majority of acceptors has not answered by then is given up for a higher one."""
 
+FORMER_MEMBERS_MAX = 16
+"""Members of earlier chains that a client remembers, to ask them when all others are silent."""
+
 STAGGER_NS = 60 * MILLISECOND_NS
 """How much longer the second master waits before it acts on what the first one should have seen, and so on: so that
 they do not outbid each other."""
@@ -155,8 +158,9 @@ of those that did continue alone."""
 ACCEPTORS = 3
 """Acceptors of the configuration register: one may be lost."""
 
-ACCEPTOR_SILENT_NS = 10 * SECOND_NS
-"""An acceptor that was silent this long is exchanged, if there is another server to take its place."""
+ACCEPTOR_SILENT_NS = 4 * SECOND_NS
+"""An acceptor that was silent this long is exchanged, if there is another server to take its place: far longer than a
+failover, and short because the loss of a second acceptor would be one too many until then."""
 
 STUCK_NS = 2 * SECOND_NS
 """A member whose successor confirms nothing for so long says so: the two may be unable to reach each other, though both

@@ -35,11 +35,13 @@ from meshray.gcs.roster import Roster
 from meshray.machine import Received, Send, Stop, Tick, Undeliverable
 from meshray.messages.chain import (
     Accepted,
+    AskRegister,
     BallotRefused,
     Chain,
     Configuration,
     Configure,
     Promised,
+    RegisterKnown,
     ServerAlive,
     ServerDied,
     Wedge,
@@ -80,6 +82,11 @@ class Master:
         self._proposer = Proposer(self._life, acceptors, rank)
         self._plan: Plan | None = None
         self._authored = 0
+        self._short_ns: int | None = None
+        """Since when acceptors should be exchanged."""
+        self._exchanged_ns = now_ns - limits.SUSPECT_NS
+        self._turned = 0
+        """The change by which the acceptors became those whom the proposer asks."""
         self._since: dict[int, int] = {}
         """Shards whose chain should change, and since when."""
         self._lost: dict[int, int] = {}
@@ -147,6 +154,10 @@ class Master:
             case Promised() | Accepted() | BallotRefused():
                 effects, decided = self._proposer.handle(message, now_ns)
                 return effects + (self._decided(decided) if decided is not None else [])
+            case RegisterKnown(change=change, acceptors=acceptors):
+                if self._proposer.is_stalled(now_ns) and change > self._turned:
+                    self._turned = change
+                    self._proposer.turn_to(acceptors, now_ns)
             case Ping(cookie=cookie):
                 return [Send(route, Pong(cookie))]
             case Leave(reason=reason):
@@ -155,8 +166,10 @@ class Master:
 
     def _answer(self, route: bytes, alive: ServerAlive, now_ns: int) -> list[Any]:
         """Tell a server what it does not know."""
+        # The acceptors that this master knows do not answer: others may have taken their places.
+        asked = [Send(route, AskRegister())] if self._proposer.is_stalled(now_ns) else []
         if self.configuration is None:
-            return []
+            return asked
         chain = self.configuration.chains[alive.index]
         if alive.chain is not None and alive.chain.epoch > chain.epoch:
             # Whatever a server was told was decided, so there is no need to ask the register.
@@ -164,7 +177,7 @@ class Master:
             chains[alive.index] = chain = alive.chain
             self._learn(msgspec.structs.replace(self.configuration, chains=chains))
         join = alive.role == "idle" and self._may_join(chain, alive, now_ns)
-        return [Send(route, Configure(chain, join, alive.life))] if join or alive.epoch < chain.epoch else []
+        return asked + ([Send(route, Configure(chain, join, alive.life))] if join or alive.epoch < chain.epoch else [])
 
     def _learn(self, configuration: Configuration) -> list[int]:
         """This was decided; return the shards whose chain is new. What was planned for their old chains is void."""
@@ -300,8 +313,17 @@ class Master:
             return self._proposer.propose(
                 lambda before: configurations.exchanged(before, author) if before == present else None, now_ns)
         following = self._roster.acceptors(present.acceptors, now_ns)
-        if following == present.acceptors or self._rank:
+        if following == present.acceptors:
+            self._short_ns = None
             return []
+        if self._short_ns is None:
+            self._short_ns = now_ns
+        # Whoever was brought in says only with its next words that it votes.
+        if now_ns < max(self._short_ns + self._rank * limits.ACCEPTOR_SILENT_NS,
+                        self._exchanged_ns + 2 * limits.HEARTBEAT_NS):
+            return []
+        self._short_ns = None
+        self._exchanged_ns = now_ns
         return self._proposer.propose(
             lambda before: configurations.exchanging(before, following, author) if before == present else None, now_ns)
 

@@ -13,7 +13,9 @@
 6. An acceptor whose disk is new does not vote: it does not know what it promised. It votes again once it is among the
    acceptors that an exchange brings in. Those of a new cluster are told that they may.
 7. Which acceptors there are is part of the value. They are exchanged in two steps, first to (old and new), which needs
-   majorities of both, then to new: a proposer that knows only the old ones reads the first step from them.
+   majorities of both, then to new: a proposer that knows only the old ones reads the first step from them. Whoever
+   was an acceptor once is thus a place to begin; but of old ones a majority may be gone, so a master that begins asks
+   for newer ones.
 
 A proposer that succeeded was promised the next ballot with it, so its next change takes one round instead of two,
 unless somebody else came between.
@@ -95,6 +97,7 @@ class Proposer:
         self._groups = [acceptors]
         self._rank = rank
         self._highest = 0
+        self._begun_ns = 0
         self._round: Round | None = None
         self._ready: tuple[Ballot, Configuration | None] | None = None
         """The ballot that a majority promised us with our last success, and the value it holds."""
@@ -108,7 +111,18 @@ class Proposer:
     def propose(self, change: Change, now_ns: int) -> list[Any]:
         """Begin a change. Ends with Decided among the results of a later call."""
         assert not self.is_busy
+        self._begun_ns = now_ns
         return self._begin(change, now_ns)
+
+    def is_stalled(self, now_ns: int) -> bool:
+        """Whether a change is on its way for so long that the acceptors that were asked may be gone."""
+        return self.is_busy and now_ns - self._begun_ns > limits.SUSPECT_NS
+
+    def turn_to(self, acceptors: tuple[str, ...], now_ns: int) -> None:
+        """Go on with the change that is on its way at these acceptors."""
+        self._groups = [acceptors]
+        if self._round is not None:
+            self._again(self._round.change, now_ns)
 
     def handle(self, message: Promised | Accepted | BallotRefused, now_ns: int) -> tuple[list[Any], Decided | None]:
         """Take an acceptor's answer; return effects, and the end of the change if this was it."""

@@ -4,6 +4,8 @@
 
 1. A request ends exactly once, with ``Answered``: with its results, or with an error that is a value.
 2. A link's epoch only grows.
+3. When all members that a link knows are silent, those of earlier chains are asked what the chain is now: while this
+   process heard nothing, every member may have been replaced.
 """
 
 from __future__ import annotations
@@ -102,14 +104,20 @@ class Link:
         """Those of the members, head first."""
         self._connected: set[tuple[str, str]] = set()
         self._followed = -1
+        self._former: dict[str, str] = {}
+        """Who was a member before, the latest last: name -> endpoint."""
+        self.is_silent = False
+        """Whether somebody was asked in vain since ``search``."""
 
     def head(self, attempt: int) -> bytes:
         """Return the route for a write; from the third attempt on the other members are asked in turn, who tell of a
         newer chain."""
+        self.is_silent |= attempt > 1
         return self.routes[max(0, attempt - 1) % len(self.routes)]
 
     def tail(self, attempt: int) -> bytes:
         """Return the route for everything else."""
+        self.is_silent |= attempt > 1
         return self.routes[(-1 - max(0, attempt - 1)) % len(self.routes)]
 
     def connect(self) -> list[Any]:
@@ -137,8 +145,24 @@ class Link:
         """Take over a newer configuration; return whether it is one."""
         if shard.epoch <= self.shard.epoch or not shard.members:
             return False
+        self._former |= dict(self.shard.members)
+        for name, _ in shard.members:
+            self._former.pop(name, None)
+        for name in list(self._former)[:-limits.FORMER_MEMBERS_MAX]:
+            del self._former[name]
         self.shard, self.routes = shard, _routes(shard)
         return True
+
+    def search(self) -> list[Any]:
+        """Return the effects of asking those who were members before."""
+        self.is_silent = False
+        self._connected.update(self._former.items())
+        effects: list[Any] = [Connect(name, endpoint) for name, endpoint in self._former.items()]
+        return effects + [Send(b">" + name.encode(), FollowShard(self.shard.epoch)) for name in self._former]
+
+    def was_member(self, route: bytes) -> bool:
+        """Whether the route leads to a member of an earlier chain."""
+        return route.removeprefix(b">").decode(errors="replace") in self._former
 
     @property
     def names(self) -> str:

@@ -17,6 +17,7 @@ from meshray.gcs import limits
 from meshray.gcs.lives import number_of, pid_of
 from meshray.messages.chain import Chain, Place, ServerAlive
 from meshray.messages.node import Shard
+from meshray.transport.endpoints import home_of
 
 
 class Server(msgspec.Struct):
@@ -167,17 +168,20 @@ class Roster:
         return None
 
     def acceptors(self, present: tuple[str, ...], now_ns: int) -> tuple[str, ...]:
-        """Return the acceptors that there should be, at most one more or less than at present."""
+        """Return the acceptors that there should be, at most one more or less than at present, on different nodes
+        rather than on one."""
         lost = [name for name in present if self._is_silent(name, now_ns, limits.ACCEPTOR_SILENT_NS)
                 or (name in self.servers and not self.servers[name].alive.votes)]
-        spare = sorted(name for name, server in self.servers.items()
+        taken = {home_of(self.servers[name].alive.endpoint) for name in present
+                 if name in self.servers and name not in lost}
+        spare = sorted((home_of(server.alive.endpoint) in taken, name) for name, server in self.servers.items()
                        if name not in present and not self._is_silent(name, now_ns, limits.SUSPECT_NS)
                        and now_ns - server.since_ns > limits.SUSPECT_NS)
         if lost and (spare or (lost[0] in self.servers and not self.servers[lost[0]].alive.votes)):
             kept = tuple(name for name in present if name != lost[0])
             return kept if len(kept) >= 2 else present
         if spare and len(present) < limits.ACCEPTORS and len(present) > 1:
-            return (*present, spare[0])
+            return (*present, spare[0][1])
         return present
 
     def _is_silent(self, name: str, now_ns: int, limit_ns: int) -> bool:

@@ -28,11 +28,12 @@ from meshray.gcs.chain import ChainMember
 from meshray.gcs.joining import Joiner
 from meshray.gcs.log import Committed, MarkWhole, Persist, Persisted, Recovered, Vote
 from meshray.gcs.register import Acceptor
-from meshray.machine import Connect, Received, Send, Stop, Tick, Undeliverable
+from meshray.machine import Connect, Disconnect, Received, Send, Stop, Tick, Undeliverable
 from meshray.messages.base import Message
 from meshray.messages.chain import (
     Accept,
     AskReadLease,
+    AskRegister,
     Chain,
     Configure,
     Extend,
@@ -41,7 +42,9 @@ from meshray.messages.chain import (
     Feed,
     FollowShard,
     JoinChain,
+    MastersChanged,
     Prepare,
+    RegisterKnown,
     Resume,
     ServerAlive,
     StreamUnknown,
@@ -101,6 +104,7 @@ class ShardServer:
         self._own: dict[type, Any] = {
             Configure: self._configure, FollowShard: self._follow, Prepare: self._vote, Accept: self._vote,
             Wedge: self._wedge, Feed: self._feed, Fed: self._fed,
+            AskRegister: self._register_asked, MastersChanged: self._masters_changed,
             StreamUnknown: self._stream_unknown, JoinChain: self._join_asked, DescribeShard: self._describe,
             Ping: lambda event, now_ns: [Send(event.route, Pong(event.message.cookie))],
             Leave: lambda event, now_ns: [Stop(event.message.reason)]}
@@ -295,6 +299,16 @@ class ShardServer:
 
     def _vote(self, event: Received, now_ns: int) -> list[Any]:
         return self._acceptor.handle(event.route, event.message)
+
+    def _register_asked(self, event: Received, now_ns: int) -> list[Any]:
+        value = self._acceptor.vote.value
+        return [Send(event.route, RegisterKnown(value.change, value.acceptors))] if value is not None else []
+
+    def _masters_changed(self, event: Received, now_ns: int) -> list[Any]:
+        before, self._masters = self._masters, event.message.masters
+        effects: list[Any] = [Disconnect(name) for name in before if name not in self._masters]
+        effects += [Connect(name, endpoint) for name, endpoint in self._masters.items()]
+        return effects + self._say_alive(now_ns)
 
     def _follow(self, event: Received, now_ns: int) -> list[Any]:
         if len(self._followers) < limits.FOLLOWERS_MAX:

@@ -18,6 +18,7 @@ name      ``name_key``             the actor id   who has the name; claimed with
 kv        ``name_key``             any bytes      the user's key-value pairs
 key       public key, 64 hex       KeyRow         whether the owner of a key may come in, over the network
 event     time, node, number       EventRow       what happened to the cluster: a ring of the newest
+place     ``services``             PlaceRow       which node runs which service, once that has changed
 ========  =======================  =============  ===================================================================
 
 Source: OSDI'18 s4.2.1 and figure 5.
@@ -37,9 +38,9 @@ from meshray.messages.node import ActorSpec, Death
 from meshray.messages.tasks import Location, RefInfo, TaskEntry
 
 NODE, JOB, FUNCTION, TASK, OBJECT = "node", "job", "function", "task", "object"
-ACTOR, NAME, KV, EVENT, KEY = "actor", "name", "kv", "event", "key"
+ACTOR, NAME, KV, EVENT, KEY, PLACE = "actor", "name", "kv", "event", "key", "place"
 
-TABLES = (NODE, JOB, FUNCTION, TASK, OBJECT, ACTOR, NAME, KV, EVENT, KEY)
+TABLES = (NODE, JOB, FUNCTION, TASK, OBJECT, ACTOR, NAME, KV, EVENT, KEY, PLACE)
 """Every table; a shard refuses all others."""
 
 
@@ -60,6 +61,8 @@ class NodeRow(Part):
     reason: str = ""
     life: str = ""
     """Which start of the cluster it belongs to (``NodeConfig.life``)."""
+    visits: bool = False
+    """Whether it goes with a driver, and carries nothing for others."""
 
 
 class JobRow(Part):
@@ -154,12 +157,25 @@ class EventRow(Part):
     message: str = ""
 
 
+class PlaceRow(Part):
+    """Where the services of the control store and of scheduling run: name -> (name of the node, endpoint). ``number``:
+    what the next new one of them is called by, as no name is used twice."""
+
+    services: dict[str, tuple[str, str]]
+    number: int
+
+    @property
+    def nodes(self) -> set[str]:
+        """The names of the nodes that run any."""
+        return {node for node, _ in self.services.values()}
+
+
 AnyRow = TypeVar("AnyRow", bound=Part)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Part], msgspec.msgpack.Decoder[Any]] = {
     kind: msgspec.msgpack.Decoder(kind)
-    for kind in (NodeRow, JobRow, FunctionRow, TaskRow, ObjectRow, ActorRow, KeyRow, EventRow)
+    for kind in (NodeRow, JobRow, FunctionRow, TaskRow, ObjectRow, ActorRow, KeyRow, EventRow, PlaceRow)
 }
 
 

@@ -16,6 +16,8 @@ Dialogs::
     master   -> acceptor     Accept                -> Accepted | BallotRefused
     client   -> every server FollowShard           -> WrongEpoch, at once if the client knows an older chain, and
                                                       whenever the chain changes
+    master   -> server       AskRegister           -> RegisterKnown, if it is an acceptor
+    node     -> its servers  MastersChanged
 
 Every message of a chain carries the epoch of its configuration. One of another epoch changes nothing.
 
@@ -285,5 +287,24 @@ class FollowShard(Message, tag=168):
     epoch: int
 
 
+class AskRegister(Message, tag=180):
+    """master -> server. I do not know the configuration: which acceptors hold it? Answered by RegisterKnown, if you are
+    or were one of them. Idempotent."""
+
+
+class RegisterKnown(Message, tag=181):
+    """server -> master. The value that I accepted last, change number ``change``, names these acceptors."""
+
+    change: int
+    acceptors: tuple[str, ...]
+
+
+class MastersChanged(Message, tag=182):
+    """node -> its shard servers. These are the masters from now on, name -> endpoint. Not answered; idempotent."""
+
+    masters: dict[str, str]
+
+
 MESSAGES = (Extend, Extended, Resume, AskReadLease, ReadLeaseGiven, ServerAlive, Configure, Wedge, Wedged, ServerDied,
-            Prepare, Promised, Accept, Accepted, BallotRefused, JoinChain, Feed, Fed, StreamUnknown, FollowShard)
+            Prepare, Promised, Accept, Accepted, BallotRefused, JoinChain, Feed, Fed, StreamUnknown, FollowShard,
+            AskRegister, RegisterKnown, MastersChanged)

@@ -45,9 +45,9 @@ def victim(world: World) -> Process:
 
 
 def of_role(world: World, place: int) -> Process:
-    """Return the server at this place of the chain."""
-    members = world.chain().members
-    return world.servers[members[place % len(members)][0]]
+    """Return the server at this place of the chain, among those that are not lost for good."""
+    members = [name for name, _ in world.chain().members if name in world.servers] or sorted(world.servers)
+    return world.servers[members[place % len(members)]]
 
 
 def crash(world: World) -> None:
@@ -127,6 +127,32 @@ def wipe(world: World) -> None:
         world.disks[one.name].wipe()
 
 
+def replace_one(world: World) -> None:
+    """A node is lost for good, at a moment when the others have everything and can go on without it; another one, whose
+    disk is empty, takes its place."""
+    if world.replicas >= 3 and world.may_lose_a_disk():
+        world.replace(victim(world).name)
+
+
+def replace_everybody(world: World) -> None:
+    """Every server and master of the beginning is lost for good, one after the other, and replaced."""
+    if world.replicas >= 3 and not world.replacing:
+        first = [*world.servers, *world.masters]
+        world.random.shuffle(first)
+        world.replacing = len(first)
+        _replace_next(world, first)
+
+
+def _replace_next(world: World, left: list[str]) -> None:
+    if world.may_lose_a_disk():
+        name = left.pop()
+        if name in world.servers or name in world.masters:
+            world.replace(name)
+        world.replacing = len(left)
+    if left:
+        world.schedule.after(world.random.randrange(400 * MILLISECOND_NS), _replace_next, world, left)
+
+
 def freeze_role(world: World) -> None:
     """The head, a middle or the tail stands still for longer than its lease, and wakes up with old plans."""
     of_role(world, world.random.randrange(3)).freeze(world.random.randrange(300, 2_500) * MILLISECOND_NS)
@@ -193,7 +219,8 @@ def _empty(disk: Any) -> None:
 FAULTS: dict[str, Callable[[World], None]] = {
     each.__name__: each for each in (
         crash, crash_two, crash_all, crash_all_one_stays_away, crash_in_turn, crash_masters, crash_joiner,
-        crash_inside, wipe, strike_new_chains, freeze, freeze_role, freeze_inside, divide, estrange, echo, fill_disk)
+        crash_inside, wipe, strike_new_chains, freeze, freeze_role, freeze_inside, divide, estrange, echo, fill_disk,
+        replace_one, replace_everybody)
 }
 
 
@@ -232,7 +259,8 @@ def run(seed: int, faults: list[str] | None = None, weather: str | None = None, 
         world.schedule.after(source.randrange(TROUBLE_NS), FAULTS[fault], world)
     world.schedule.run(TROUBLE_NS + 2 * SECOND_NS)
     calm_down(world)
-    world.schedule.run(REST_NS, lambda: not world.history.unanswered and world.is_whole())
+    world.schedule.run(REST_NS, lambda: not (world.history.unanswered or world.replacing) and world.has_recovered())
     world.schedule.run(3 * SECOND_NS)
+    world.schedule.run(REST_NS, world.is_whole)  # a master that was not asked for long may just learn what there is
     judge(world, counting)
     return world

@@ -21,7 +21,7 @@ from meshray.gcs.log import Persisted, SweepReaders
 from meshray.gcs.master import Master
 from meshray.gcs.requests import Answered, RowChanged, Synced
 from meshray.gcs.shard_server import ShardServer
-from meshray.messages.chain import ServerDied
+from meshray.messages.chain import MastersChanged, ServerDied
 from meshray.messages.gcs import Op
 from meshray.messages.node import Shard
 from tests.sim.gcs_sim.chain_order import Commits
@@ -63,16 +63,24 @@ class World:
         """Told of each chain when the first server knows it."""
         self.away_ns: dict[str, int] = {}
         """How much later than usual these come back, once."""
+        self.replacing = 0
+        """Losses for good that are still to come."""
+        self._lost: set[str] = set()
+        """Processes that do not come back, since others have their places."""
+        self._number = replicas
         self._epoch = 0
         self._then: dict[tuple[str, int], Then] = {}
         self._pids = 100
         self._pid_of: dict[str, int] = {}
         self.shard = Shard(1, [(f"shard-0-{index}", f"ipc://shard-0-{index}") for index in range(replicas)])
         names = [f"master-{index}" for index in range(masters if replicas > 1 else 0)]
+        self._named = {master: f"ipc://{master}" for master in names}
+        """The masters as the servers' nodes know them, in the order of their ranks."""
         for rank, name in enumerate(names):
             self._add_master(name, rank)
         for name, endpoint in self.shard.members:
-            self._add_server(name, endpoint, {master: f"ipc://{master}" for master in names})
+            self.disks[name] = Disk(founding=True)
+            self._add_server(name, endpoint)
 
     @property
     def now_ns(self) -> int:
@@ -135,13 +143,18 @@ class World:
             self._serves(server, chain.epoch) for server in self.servers.values()
         ) and not any(self._is_busy(master) for master in self.masters.values())
 
+    def has_recovered(self) -> bool:
+        """Whether it is whole, and after the loss of a node for good also ready for the next one."""
+        return self.may_lose_a_disk() if self._lost and self.replicas >= 3 else self.is_whole()
+
     def may_lose_a_disk(self) -> bool:
         """Whether the loss of one disk, whichever it is, must be survived now: no change is under way, every chain that
         was proposed last has other members, and three acceptors vote."""
-        values = [disk.vote.value for disk in self.disks.values() if disk.vote.votes and disk.vote.value]
+        votes = [self.disks[name].vote for name in self.servers]
+        values = [vote.value for vote in votes if vote.votes and vote.value]
         return len(values) >= 3 and self.is_whole() and all(
             len(value.chains[0].places) == self.replicas and len(value.acceptors) >= 3 and not value.acceptors_next
-            for value in values)
+            and self.servers.keys() >= set(value.acceptors) for value in values)
 
     def committed_rows(self) -> dict[int, tuple[bytes, bytes | None]]:
         """Return what is committed, by version."""
@@ -169,12 +182,12 @@ class World:
         master.ended = self._ended
         self.schedule.after(self.random.randrange(20 * MILLISECOND_NS), master.start)
 
-    def _add_server(self, name: str, endpoint: str, masters: dict[str, str]) -> None:
-        disk = self.disks[name] = Disk(founding=True)
+    def _add_server(self, name: str, endpoint: str) -> None:
+        disk = self.disks[name]
 
         def boot(now_ns: int) -> tuple[ShardServer, list[Any]]:
             server = ShardServer(name, f"{self._pid(name)}-{self._pids}-s", endpoint, index=0, shard=self.shard,
-                                 masters=masters, committed=disk, recovered=disk.recovered, vote=disk.vote,
+                                 masters=dict(self._named), committed=disk, recovered=disk.recovered, vote=disk.vote,
                                  now_ns=now_ns)
             return server, server.begin(now_ns)
 
@@ -199,6 +212,8 @@ class World:
         if process.name in self.servers and self.random.random() >= UNNOTICED:
             died = ServerDied(process.name, self._pid_of[process.name])
             self.schedule.after(self.random.randrange(NOTICE_NS), self._tell_masters, died)
+        if process.name in self._lost:
+            return
         pause_ns = self.random.randrange(RESTART_NS) + self.away_ns.pop(process.name, 0)
         self.schedule.after(pause_ns, self._start_again, process)
 
@@ -208,10 +223,36 @@ class World:
 
     def _start_again(self, process: Process) -> None:
         disk = self.disks.get(process.name)
+        if process.name in self._lost:
+            return
         if disk is not None and disk.full:
             self.schedule.after(self.random.randrange(RESTART_NS), self._start_again, process)
         else:
             process.start()
+
+    def replace(self, name: str) -> None:
+        """The node of a server or master is lost, and another one has its place from now on. Perhaps it comes back
+        later, when nobody waits for it, and runs until it has learnt that."""
+        self._lost.add(name)
+        self._number += 1
+        process = self.servers.pop(name, None) or self.masters.pop(name)
+        process.crash()
+        if self.random.random() < 0.5:
+            back_ns = self.random.randrange(20) * SECOND_NS // 2
+            self.schedule.after(back_ns, process.start)
+            self.schedule.after(back_ns + self.random.randrange(3 * SECOND_NS), process.crash)
+        if name in self.disks:
+            new = f"shard-0-{self._number}"
+            self.disks[new] = Disk()
+            self._add_server(new, f"ipc://{new}")
+            return
+        new = f"master-{self._number}"
+        rank = list(self._named).index(name)
+        self._named = {new if each == name else each: f"ipc://{new if each == name else each}" for each in self._named}
+        self._add_master(new, rank)
+        for server in self.servers.values():
+            if server.is_up:  # its node, which is its parent, tells it; or starts it with this
+                server.arrive(b"node", MastersChanged(dict(self._named)))
 
     # --- what happens --------------------------------------------------------------------------------------------
 
