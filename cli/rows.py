@@ -87,7 +87,8 @@ class ObjectRow(msgspec.Struct, frozen=True, kw_only=True):
 
 class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     """One member of a shard of the control store. ``members`` are the names of its chain in ``epoch``, head first;
-    ``rows`` counts them by table; ``failover`` says what the loss of a server or of a node does."""
+    ``rows`` counts them by table; ``failover`` says what the loss of a server or of a node does. ``replicas``: how many
+    members the chain should have; ``lost``: servers whose node is missing; ``acceptors`` hold the register."""
 
     shard: str = ""
     role: str = ""
@@ -98,6 +99,9 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     file_bytes: int = 0
     durability: str = ""
     failover: str = ""
+    replicas: int = 1
+    lost: list[str] = []
+    acceptors: list[str] = []
 
 
 class EventRow(msgspec.Struct, frozen=True, kw_only=True):

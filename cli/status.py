@@ -48,6 +48,8 @@ def status(address: str, as_json: bool) -> None:
     console.print()
     shards = typed("shards", rows["shards"])
     console.print(_shards(shards))
+    for line in _rebuilding(shards):
+        console.print(line, style="yellow", highlight=False, markup=False)
     for failover in {shard.failover for shard in shards if shard.failover}:
         console.print(f"failover: {failover}", highlight=False, markup=False)
     console.print()
@@ -108,6 +110,22 @@ def _shards(shards: Iterable[ShardRow]) -> RenderableType:
         table.add_row(Text(shard.shard), shard.role, str(shard.epoch), Text(" -> ".join(shard.members)), Text(rows),
                       f"{size_text(shard.used_bytes)}, file {size_text(shard.file_bytes)}", Text(shard.durability))
     return table
+
+
+def _rebuilding(shards: Iterable[ShardRow]) -> Iterable[str]:
+    """Yield a line for each shard whose chain is shorter than it should be."""
+    by_shard: dict[str, list[ShardRow]] = {}
+    for shard in shards:
+        by_shard.setdefault(shard.shard.rpartition("-")[0], []).append(shard)
+    for name, servers in sorted(by_shard.items()):
+        newest = max(servers, key=lambda server: server.epoch)
+        present = len(newest.members)
+        if present >= newest.replicas:
+            continue
+        joining = [server.shard for server in servers if server.role in ("joining", "whole")]
+        what = [f"{', '.join(joining)} is being filled"] if joining else []
+        what += [f"{lost} is lost" for lost in newest.lost]
+        yield f"{name}: {present} of {newest.replicas} replicas" + "".join(f"; {each}" for each in what)
 
 
 def _waiting(demands: Iterable[DemandRow]) -> Iterable[tuple[str, str]]:

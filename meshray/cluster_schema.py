@@ -128,6 +128,9 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     replicas: Annotated[int, Meta(ge=1, le=7)] = 1
     """Copies of each shard, on different nodes where there are enough: 2 or more survive the loss of one at once, and
     each costs about a third of the writes per second."""
+    replace_after: Annotated[float, Meta(ge=0.1, le=86400)] = 30.0
+    """Seconds for which a lost node is waited for. Then other nodes get what it carried of the control store, and its
+    global schedulers."""
     keep_state: bool = False
     """Whether the control store outlives ``down`` and a restart of its machines, in their state directories; the next
     ``up`` continues with it."""

@@ -70,6 +70,12 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """How long the chain of a shard should be."""
     acceptors: list[str] = []
     """The servers that hold the configuration register of a new cluster."""
+    places: dict[str, tuple[str, str]] = {}
+    """Who ran what when the cluster began: service -> (name of the node, endpoint). What became of it says the table
+    of places; a node changes its own ``host_*``, ``masters`` and ``schedulers`` accordingly (``processes.placement``).
+    Empty: services never move."""
+    replace_after_s: float = 30.0
+    """How long a node is waited for before others get what it carried."""
     failover: str = ""
     """What ``status`` says of it (``processes.control_store``)."""
     founding: bool = True

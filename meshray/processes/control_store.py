@@ -31,6 +31,11 @@ class Plan(msgspec.Struct):
     acceptors: list[str]
 
     @property
+    def places(self) -> dict[str, tuple[str, str]]:
+        """Servers and masters: name -> (node, endpoint)."""
+        return {**self.servers, **self.hosts}
+
+    @property
     def masters(self) -> dict[str, str]:
         """The masters: name -> endpoint, in their order."""
         return {name: endpoint for name, (_, endpoint) in self.hosts.items()}
@@ -40,11 +45,7 @@ class Plan(msgspec.Struct):
         """Say for people what the loss of a server or of a node does."""
         if not self.hosts:
             return "none: each shard has one replica, and waits until its node has started it again from its disk"
-        nodes = len({self.servers[name][0] for name in self.acceptors})
-        if nodes >= ACCEPTORS:
-            return "automatic"
-        return (f"automatic when a process ends, but not when a node is lost: the configuration register is on {nodes} "
-                f"{'node' if nodes == 1 else 'nodes'}, {ACCEPTORS} are needed")
+        return failover(len({self.servers[name][0] for name in self.acceptors}))
 
     def servers_on(self, node: str) -> dict[str, str]:
         """Return the servers of a node: name -> endpoint."""
@@ -53,6 +54,14 @@ class Plan(msgspec.Struct):
     def masters_on(self, node: str) -> dict[str, str]:
         """Return the masters of a node: name -> endpoint."""
         return {name: endpoint for name, (host, endpoint) in self.hosts.items() if host == node}
+
+
+def failover(nodes: int) -> str:
+    """Say for people what the loss of a server or of a node does, while the acceptors are on so many nodes."""
+    if nodes >= ACCEPTORS:
+        return "automatic"
+    return (f"automatic when a process ends, but not when a node is lost: the configuration register is on {nodes} "
+            f"{'node' if nodes == 1 else 'nodes'}, {ACCEPTORS} are needed")
 
 
 def plan(nodes: list[str], shards: int, replicas: int, endpoint: Callable[[str, str], str]) -> Plan:

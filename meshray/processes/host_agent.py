@@ -28,7 +28,7 @@ from meshray import config
 from meshray.errors import MeshrayError
 from meshray.messages.keys import ChangeKey, KeyChanged
 from meshray.node_config import ClusterFile, Network, NodeConfig
-from meshray.processes import control_store, host_bootstrap, run_dirs, state_dirs
+from meshray.processes import control_store, host_bootstrap, places_file, run_dirs, state_dirs
 from meshray.processes.host_plan import (
     AgentRequest,
     Allow,
@@ -53,6 +53,7 @@ from meshray.processes.host_plan import (
 from meshray.processes.launch import Launch, node_resources
 from meshray.processes.local_cluster import stop_cluster
 from meshray.processes.process_identity import Process, end, identify
+from meshray.processes.replacement import placed
 from meshray.processes.scheduler_places import scheduler_places
 from meshray.processes.spill_place import spill_settings
 
@@ -93,9 +94,11 @@ def answer(request: AgentRequest) -> Event:
         case Await():
             return wait_for_nodes(request)
         case Status():
-            record = run_dirs.read_node_file(run_dirs.node_dir(request.cluster, request.node))
-            alive = record is not None and run_dirs.is_node_alive(run_dirs.node_dir(request.cluster, request.node))
-            return Running(alive=alive, control=record.control if record is not None else "")
+            run_dir = run_dirs.node_dir(request.cluster, request.node)
+            record = run_dirs.read_node_file(run_dir)
+            alive = record is not None and run_dirs.is_node_alive(run_dir)
+            return Running(alive=alive, control=record.control if record is not None else "",
+                           places=places_file.read(run_dir))
         case Allow():
             return allow(request)
         case Describe():
@@ -114,7 +117,12 @@ def keys(request: Keys) -> Key:
         with suppress(FileExistsError):
             KeyPair.make(request.node).save(path)
     return Key(public=KeyPair.load(path).public, control_port=request.control_port or free_port(request.bind),
-               has_state=os.path.isdir(state_dirs.control_store_dir(request.cluster, request.node)))
+               has_state=os.path.isdir(state_of(request)), places=places_file.read(state_of(request)))
+
+
+def state_of(request: NodeRequest) -> str:
+    """Return where a cluster's node keeps its disks of the control store."""
+    return state_dirs.control_store_dir(request.cluster, request.node)
 
 
 def free_port(address: str) -> int:
@@ -161,7 +169,7 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
     def own(names: Iterable[str]) -> dict[str, str]:
         return {name: run_dirs.endpoint(run_dir, name) for name in names}
 
-    return NodeConfig(
+    return placed(NodeConfig(
         cluster=request.cluster,
         node_name=request.node,
         run_dir=run_dir,
@@ -175,9 +183,11 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
         masters=store.masters,
         replicas=request.replicas,
         acceptors=store.acceptors,
+        places={**store.places, **{name: (host, schedulers[name]) for name, host in places.items()}},
+        replace_after_s=request.replace_after,
         failover=store.failover,
         founding=request.founding and not request.has_past,
-        state_dir=state_dirs.control_store_dir(request.cluster, request.node) if request.keep_state else "",
+        state_dir=state_of(request) if request.keep_state else "",
         life=request.life,
         revives=request.has_past and request.node == request.founders[0],
         schedulers=schedulers,
@@ -193,7 +203,7 @@ def node_config(request: Start, run_dir: str) -> NodeConfig:
             bulk_encryption=request.bulk_encryption),
         **spill_settings(spec.spill_directory, spec.spill_max, cluster=request.cluster, node=request.node,
                          run_dir=run_dir),
-    )
+    ), request.places)
 
 
 def via(node: str, process: str) -> str:

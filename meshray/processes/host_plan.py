@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from meshray.cluster_schema import NodeSpec, Retention
+from meshray.processes.replacement import Places
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb"):
@@ -98,12 +99,15 @@ class Start(NodeRequest, frozen=True, kw_only=True, tag="start"):
     seeds: dict[str, str]
     shards: int
     replicas: int
+    replace_after: float
     schedulers: int
     locality: bool
     durability: str
     retention: Retention
     configuration: str
     """The cluster file as JSON, for ``cluster.json``."""
+    places: Places | None
+    """Where services run now, as far as is known, if not where the cluster began."""
     timeout_s: float
 
 
@@ -190,6 +194,8 @@ class Key(Event, frozen=True, kw_only=True, tag="key"):
     public: str
     control_port: int
     has_state: bool = False
+    places: Places | None = None
+    """Where services ran when the node of this host ran last with a state that is kept."""
 
 
 class Started(Event, frozen=True, kw_only=True, tag="started"):
@@ -205,6 +211,8 @@ class Running(Event, frozen=True, kw_only=True, tag="running"):
 
     alive: bool
     control: str = ""
+    places: Places | None = None
+    """Where services run now, if not where they were when the cluster began."""
 
 
 class Described(Event, frozen=True, kw_only=True, tag="described"):

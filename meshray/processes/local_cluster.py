@@ -23,8 +23,9 @@ from meshray import config
 from meshray.cluster_schema import ClusterConfig, NodeSpec
 from meshray.errors import ClusterStartError
 from meshray.node_config import ClusterFile, NodeConfig, NodeFile
-from meshray.processes import control_store, run_dirs, state_dirs
+from meshray.processes import control_store, places_file, run_dirs, state_dirs
 from meshray.processes.launch import Launch, node_resources, stop_nodes
+from meshray.processes.replacement import newest, placed
 from meshray.processes.scheduler_places import scheduler_places
 from meshray.processes.spill_place import spill_settings
 from meshray.processes.ssh_plan import (
@@ -180,7 +181,8 @@ def _plan(cluster: ClusterConfig, file: ClusterFile, node: NodeSpec, *, founding
     amounts = node_resources(
         num_cpus=node.num_cpus, num_gpus=node.num_gpus, resources=node.resources, memory=node.memory,
         object_store_memory=node.object_store_memory, directory=run_dirs.arena_directory(), nodes=len(cluster.nodes))
-    return NodeConfig(
+    kept = [state_dirs.control_store_dir(name, each.name) for each in cluster.nodes] if cluster.keep_state else []
+    return placed(NodeConfig(
         cluster=name,
         node_name=node.name,
         run_dir=run_dir,
@@ -194,6 +196,8 @@ def _plan(cluster: ClusterConfig, file: ClusterFile, node: NodeSpec, *, founding
         masters=store.masters,
         replicas=cluster.replicas,
         acceptors=store.acceptors,
+        places={**store.places, **{process: (host, schedulers[process]) for process, host in places.items()}},
+        replace_after_s=cluster.replace_after,
         failover=store.failover,
         founding=founding,
         state_dir=state_dirs.control_store_dir(name, node.name) if cluster.keep_state else "",
@@ -207,7 +211,7 @@ def _plan(cluster: ClusterConfig, file: ClusterFile, node: NodeSpec, *, founding
         labels=node.labels,
         locality=cluster.locality,
         **spill_settings(node.spill_directory, node.spill_max, cluster=name, node=node.name, run_dir=run_dir),
-    )
+    ), newest(map(places_file.read, [*file.nodes.values(), *kept])))
 
 
 def _canonical(cluster: ClusterConfig) -> str:

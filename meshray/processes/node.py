@@ -24,7 +24,7 @@ from meshray.machine import Connect, Disconnect, Received, Send, Stop, Tick, Und
 from meshray.messages import keys as key_messages
 from meshray.messages import node as messages
 from meshray.messages import objects, sched, state
-from meshray.messages.chain import ServerDied
+from meshray.messages.chain import RegisterKnown
 from meshray.messages.gcs import Op, ShardDescribed
 from meshray.messages.sched import ClusterView, NodeGone
 from meshray.node_config import NodeConfig
@@ -49,6 +49,7 @@ from meshray.processes.node_keys import NodeKeys
 from meshray.processes.node_lifetimes import Lifetimes
 from meshray.processes.node_logs import NodeLogs
 from meshray.processes.node_sessions import NodeSessions, PinSlots
+from meshray.processes.placement import Placement
 from meshray.processes.retention import Retention
 from meshray.processes.revival import Revival
 from meshray.processes.supervision import Supervisor
@@ -91,7 +92,8 @@ class NodeMachine:
         self._names = {node: settings.node_name}
         self._connects = settings.network is not None and settings.network.connect_only
         self.row = tables.NodeRow(node, settings.node_name, endpoint, self.total, pid=pid,
-                                  arena_bytes=settings.object_store_bytes, life=settings.life)
+                                  arena_bytes=settings.object_store_bytes, life=settings.life,
+                                  visits=bool(settings.embedded_pid))
         self.events = EventTable(self)
         self.actors = NodeActors(self)
         self.detached = DetachedActors(self)
@@ -99,9 +101,10 @@ class NodeMachine:
         self.describer = Describer(self)
         self._retention = Retention(self)
         self._revival = Revival(self) if settings.revives else None
-        self._supervisor = Supervisor(settings.replicated)
+        self.supervisor = Supervisor(settings.replicated)
+        self.placement = Placement(self)
         self._timed = (self.describer, self.sessions, self.logs, self.lifetimes, self._retention, self.actors,
-                       self.detached, self.events, self._supervisor)
+                       self.detached, self.events, self.supervisor, self.placement)
         self._waited = (*store.parts, gcs, *self._timed)
         """What has deadlines beside the scheduler, which always has one."""
         self._entropy = entropy
@@ -130,6 +133,7 @@ class NodeMachine:
             state.DescribeCluster: self.describer.describe,
             state.Description: self.describer.described,
             ShardDescribed: self.describer.shard_described,
+            RegisterKnown: self.placement.register_known,
             state.StopCluster: self._stop,
             objects.ObjectsFreed: self.lifetimes.objects_freed,
             objects.HoldersDied: self.lifetimes.holders_died,
@@ -212,7 +216,7 @@ class NodeMachine:
             effects.append(WatchDriver(self.settings.embedded_pid))
         if self._revival is not None:
             effects += self._revival.begin(now_ns)
-        return effects + self.keys.begin(now_ns) + self.schedule(Tick(), now_ns)
+        return effects + self.keys.begin(now_ns) + self.placement.begin(now_ns) + self.schedule(Tick(), now_ns)
 
     @property
     def is_ready(self) -> bool:
@@ -336,6 +340,7 @@ class NodeMachine:
                     effects += [Connect(load.node, load.endpoint), GreetNode(load.node)]
                 self.peers[load.node] = load.endpoint
                 self._names[load.node] = load.name
+                effects += self.placement.known(load.name, load.endpoint)
         gone = [node for node in view.gone if node in self.peers]
         return effects + [effect for node in gone for effect in self._peer_gone(node, now_ns)]
 
@@ -352,7 +357,7 @@ class NodeMachine:
             homes = self.homes(node)
             del self.peers[node]
             effects += [Disconnect(node), *self.lifetimes.node_gone(node, homes, now_ns)]
-            effects += self.events.node_gone(node, now_ns)
+            effects += self.events.node_gone(node, now_ns) + self.placement.gone(self._names[node])
             self.detached.node_gone(node, now_ns)
         return effects
 
@@ -371,14 +376,13 @@ class NodeMachine:
         return [Connect(name, endpoint), Send(route_to(name), message)]
 
     def _service_exited(self, event: ServiceExited, now_ns: int) -> list[Any]:
-        """One of our services ended. If it was a server of the control store, its masters need not wait for silence."""
-        effects: list[Any] = []
+        """One of our services ended."""
+        effects = self.placement.exited(event, now_ns)
+        if not self.placement.is_here(event.name):
+            return effects
         self.events.note("warning", "service ended", f"pid {event.pid}: {event.reason}; it is started again", now_ns,
                          source=event.name)
-        if event.pid and event.name in self.settings.host_shards:
-            for name, endpoint in self.settings.masters.items():
-                effects += self.to_named(name, endpoint, ServerDied(event.name, event.pid))
-        return effects + self._ending(self._supervisor.exited(event, now_ns), now_ns)
+        return effects + self._ending(self.supervisor.exited(event, now_ns), now_ns)
 
     # --- end ---------------------------------------------------------------------------------------------------
 

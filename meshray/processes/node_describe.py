@@ -16,6 +16,7 @@ from meshray import config
 from meshray.gcs import tables
 from meshray.gcs.requests import Answered
 from meshray.machine import Received, Send
+from meshray.messages.chain import AskRegister
 from meshray.messages.gcs import DescribeShard, ShardDescribed
 from meshray.messages.state import DescribeCluster, DescribeSession, Description
 from meshray.resources import UNITS_PER_ONE
@@ -118,12 +119,13 @@ class Describer:
             gathering.waiting.add("event table")
             effects += self._event_page(mine, request.limit, b"", now_ns)
         if "shards" in gathering.rows:
-            present = {**self._node.settings.host_shards,
-                       **{name: endpoint for shard in (*self._node.settings.shards, *self._node.gcs.shards)
-                          for name, endpoint in shard.members}}
-            for name, endpoint in present.items():
+            node = self._node
+            present = {**node.settings.host_shards, **dict(
+                member for shard in (*node.settings.shards, *node.gcs.shards) for member in shard.members)}
+            for name, endpoint in (node.placement.servers() or present).items():
                 gathering.waiting.add(name)
-                effects += self._node.to_named(name, endpoint, DescribeShard(mine))
+                effects += node.to_named(name, endpoint, AskRegister())
+                effects += node.to_named(name, endpoint, DescribeShard(mine))
         return effects
 
     def _actor_rows(self, mine: int, answer: Answered) -> list[Any]:
@@ -172,7 +174,7 @@ class Describer:
         row["shard"] = message.name
         row["epoch"] = message.shard.epoch
         row["members"] = [name for name, _ in message.shard.members]
-        row["failover"] = self._node.settings.failover
+        row |= self._node.placement.describe(message.shard)
         gathering.rows["shards"].append(row)
         return self._answered(message.cookie, name_of(event.route))
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from meshray.processes.replacement import Places
+
 
 class WorkerForked(msgspec.Struct, frozen=True, gc=False):
     """Event: the zygote has forked the worker."""
@@ -67,9 +69,21 @@ class KillWorker(msgspec.Struct, frozen=True, gc=False):
 
 
 class StartService(msgspec.Struct, frozen=True, gc=False):
-    """Effect: start a service process of the node again."""
+    """Effect: start a service process of the node, mostly again."""
 
     name: str
+
+
+class StopService(msgspec.Struct, frozen=True, gc=False):
+    """Effect: end a service process of the node for good, and remove what it has on the disk."""
+
+    name: str
+
+
+class KeepPlaces(msgspec.Struct, frozen=True, gc=False):
+    """Effect: write down where services run now, for the next start of a node."""
+
+    places: Places
 
 
 class GreetNode(msgspec.Struct, frozen=True, gc=False):

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import select
@@ -24,18 +25,20 @@ from meshray.ids import process_name
 from meshray.machine import Received
 from meshray.messages.state import StopCluster
 from meshray.node_config import NodeConfig, NodeFile
-from meshray.processes import allocation, run_dirs, state_dirs, thread_slices
+from meshray.processes import allocation, places_file, run_dirs, state_dirs, thread_slices
 from meshray.processes.key_ring import KeyRing
 from meshray.processes.node import NodeMachine
 from meshray.processes.node_events import (
     DriverExited,
     ForkWorker,
     GreetNode,
+    KeepPlaces,
     KillWorker,
     LogsRead,
     ReadLogs,
     ServiceExited,
     StartService,
+    StopService,
     WatchDriver,
 )
 from meshray.processes.node_keys import SetKey
@@ -57,6 +60,8 @@ from meshray.transport.host import Host
 from meshray.transport.links import Links
 from meshray.transport.sockets import Peers, Wire, process_endpoint
 from meshray.transport.switch import Switch
+
+log = logging.getLogger("meshray.node")
 
 
 class NodeProcess:
@@ -90,7 +95,9 @@ class NodeProcess:
             self.machine, self.peers,
             perform={ForkWorker: lambda effect: self._zygote.fork(effect.name),
                      KillWorker: lambda effect: self._zygote.kill(effect.name),
-                     StartService: self._start_service, WatchDriver: self._watch_driver,
+                     KeepPlaces: self._keep_places, StartService: self._start_service,
+                     StopService: lambda effect: self._services.stop(effect.name),
+                     WatchDriver: self._watch_driver,
                      ReadLogs: lambda effect: [*self._logs.read_all(), LogsRead(effect.driver, effect.node)],
                      **dict.fromkeys(SLOW_EFFECTS, self._background.submit),
                      **dict.fromkeys(DISK_EFFECTS, self._disk.submit),
@@ -190,7 +197,14 @@ class NodeProcess:
         events: list[Any] = list(self._logs.read())
         if self._signals:  # a service that ends now was ended by the same signal, and is not to start again
             return [*events, Received(b">nobody", StopCluster(0, "SIGTERM"))]
-        return events + self._services.reap()
+        return events + self._reap()
+
+    def _reap(self) -> list[ServiceExited]:
+        """Return which services have ended; those that ended for good stand in ``node.json`` no longer."""
+        ended = self._services.reap()
+        if self._is_public and any(not self.machine.placement.is_here(event.name) for event in ended):
+            self.publish()
+        return ended
 
     def close(self) -> None:
         """End the children and remove what is ours."""
@@ -220,7 +234,7 @@ class NodeProcess:
         """Hear of the end of a service at once: others wait for what it did."""
         for name, pid in self._services.pids().items():
             if name in self.settings.host_shards and pid not in self._watched:
-                self._watch(pid, lambda: [] if self._signals else list(self._services.reap()))
+                self._watch(pid, lambda: [] if self._signals else list(self._reap()))
 
     def _start_service(self, effect: StartService) -> list[Any]:
         events, control = self._new_pipe() if effect.name == ZYGOTE else ([], None)
@@ -235,6 +249,12 @@ class NodeProcess:
             self.publish()
         self.watch_services()
         return events
+
+    def _keep_places(self, effect: KeepPlaces) -> None:
+        try:
+            places_file.keep(self.settings, effect.places)
+        except OSError as error:  # the table has it; only a start without the table would miss it
+            log.warning("where services run cannot be written down: %s", error)
 
     def _new_pipe(self) -> tuple[list[Any], socket.socket]:
         if self._zygote.fileno() >= 0:

@@ -51,7 +51,7 @@ def runner(settings: NodeConfig, name: str) -> birth.Runner:
         return lambda: master.run(
             name, settings.host_masters[name], shards=settings.shards, acceptors=tuple(settings.acceptors),
             replicas=settings.replicas, rank=list(settings.masters).index(name), own_node=node)
-    directory = os.path.join(settings.state_dir or settings.run_dir, "gcs", name)
+    directory = disk_of(settings, name)
     for made in (os.path.dirname(directory), directory):  # makedirs gives its mode to the last one only
         os.makedirs(made, 0o700, exist_ok=True)
     from meshray.processes import shard
@@ -60,6 +60,11 @@ def runner(settings: NodeConfig, name: str) -> birth.Runner:
     return lambda: shard.run(
         name, settings.host_shards[name], directory, settings.shards[index], settings.durability, index=index,
         masters=settings.masters, founding=settings.founding, own_node=node)
+
+
+def disk_of(settings: NodeConfig, name: str) -> str:
+    """Return where a server of the control store has its disk; other services have none."""
+    return os.path.join(settings.state_dir or settings.run_dir, "gcs", name)
 
 
 def own_node(settings: NodeConfig) -> OwnNode | None:

@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -23,9 +24,8 @@ import msgspec
 
 from meshray import config
 from meshray.node_config import NodeConfig
-from meshray.processes import birth
+from meshray.processes import birth, service
 from meshray.processes.node_events import ServiceExited
-from meshray.processes.service import CONTROL_FD, ZYGOTE
 
 log = logging.getLogger("meshray.node")
 
@@ -39,6 +39,7 @@ class Services:
         """``pids`` are the services that ``boot`` forked: pid -> name."""
         self._settings = settings
         self._names = pids
+        self._leaving: set[int] = set()
         self._log_dir = os.path.join(settings.run_dir, "logs")
         birth.adopt_orphans()
 
@@ -60,6 +61,9 @@ class Services:
             if name:
                 reason = f"pid {pid} {birth.how_it_ended(status)}; see {self._log_dir}/{name}.err"
                 log.warning("%s has ended: %s", name, reason)
+                if pid in self._leaving:
+                    self._leaving.discard(pid)
+                    self._remove_disk(name)
                 events.append(ServiceExited(name, reason, pid))
         return events
 
@@ -74,8 +78,8 @@ class Services:
             actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, descriptor, 0)]
             if control is not None:
                 # A copy above 3, so that the copy to 3 in the child is one, and loses its close-on-exec.
-                opened.append(fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, CONTROL_FD + 1))
-                actions.append((os.POSIX_SPAWN_DUP2, opened[-1], CONTROL_FD))
+                opened.append(fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, service.CONTROL_FD + 1))
+                actions.append((os.POSIX_SPAWN_DUP2, opened[-1], service.CONTROL_FD))
             command = (sys.executable, "-P", "-m", "meshray.processes.service", name, str(os.getpid()))
             pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions, setsigmask=(),
                                  setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD))
@@ -85,10 +89,24 @@ class Services:
         self._names[pid] = name
         log.info("%s starts again as pid %d", name, pid)
 
+    def stop(self, name: str) -> None:
+        """End a service for good; when it has ended, what it has on the disk goes."""
+        pid = self.pids().get(name)
+        if pid is None:
+            self._remove_disk(name)
+            return
+        log.info("%s (pid %d) runs here no longer", name, pid)
+        self._leaving.add(pid)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+    def _remove_disk(self, name: str) -> None:
+        shutil.rmtree(service.disk_of(self._settings, name), ignore_errors=True)
+
     def close(self) -> None:
         """End all services in good order; kill those that take too long."""
         for pid, name in self._names.items():
-            if name != ZYGOTE:  # the zygote ends with its pipe, after it has reaped the workers
+            if name != service.ZYGOTE:  # the zygote ends with its pipe, after it has reaped the workers
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
         deadline_ns = time.monotonic_ns() + _PATIENCE_NS

@@ -29,6 +29,7 @@ from meshray.errors import ClusterStartError, HostError
 from meshray.messages.keys import ALLOWED, REVOKED
 from meshray.processes import own_wheel, ssh_record
 from meshray.processes.host_plan import Described, File, Install, Probed
+from meshray.processes.replacement import newest
 from meshray.processes.ssh_fleet import Fleet, Report
 from meshray.processes.ssh_host import Host, Sources, file_of, records_of, sources_of
 from meshray.processes.ssh_plan import (
@@ -64,6 +65,8 @@ class Up:
         self._mounts = hashlib.sha256(msgspec.json.encode(self._files)).hexdigest()[:16]
         self._begun: list[Host] = []
         self._before: set[str] = set()
+        self._kept: list[Host] = []
+        """Hosts whose nodes run, and ran before."""
         self._index = {node.name: index for index, node in enumerate(cluster.nodes)}
 
     def run(self, show: ShowPlan) -> ClusterRecord:
@@ -112,6 +115,7 @@ class Up:
             alive[host.name] = host.is_running()
 
         self.fleet.run(hosts, ("connect", Host.connect), ("probe", look))
+        self._kept = [host for host in self.fleet.good(hosts) if alive[host.name]]
         return {host.name: (host, alive[host.name]) for host in self.fleet.good(hosts)}
 
     def _apply(self, record: ClusterRecord, plan: list[Change], known: dict[str, Host]) -> None:
@@ -219,13 +223,18 @@ class Up:
             ssh_record.write(record)
         allowed = {host.spec.name: host.public for host in record.hosts}
         bearing, found_by_all = bearers(record), landmarks(record)
+        tellers = self._kept if not founding else fresh if has_past else []
+        places = newest(host.places for host in tellers)
+        if places is not None:
+            bearing = [host.spec.name for host in record.hosts if host.spec.name in places.row.nodes]
+            found_by_all |= set(bearing)
         seeds = {host.spec.name: host.control for host in record.hosts if host.spec.name in found_by_all}
 
         def start(host: Host) -> str:
             self._begun.append(host)
             others = {name: control for name, control in seeds.items() if name != host.name}
             host.start(host.request_start(founders=record.founders, founding=founding, has_past=has_past,
-                                          life=record.life, allowed=allowed, seeds=others))
+                                          life=record.life, allowed=allowed, seeds=others, places=places))
             return host.record.control.partition("#")[0]
 
         # Who has a part of the control store is healthy only when the others that have one are.

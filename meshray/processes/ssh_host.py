@@ -49,6 +49,7 @@ from meshray.processes.host_plan import (
     Sync,
     Wants,
 )
+from meshray.processes.replacement import Places
 from meshray.processes.ssh_connection import Connection, Session
 from meshray.processes.ssh_plan import HostRecord, seconds_for
 from meshray.processes.ssh_words import python_command
@@ -78,6 +79,8 @@ class Host:
         self.cluster = cluster
         self.record = record
         self.connection = Connection(record.spec, control, stop)
+        self.places: Places | None = None
+        """Where services run now, as its node has written it down."""
         self.has_state = False
         """Whether disks of the control store lie there from an earlier life of the cluster."""
 
@@ -135,7 +138,7 @@ class Host:
         request = self._request(Keys, bind=record.address, control_port=record.spec.control_port or earlier)
         key = self._agent(request, Key, "install")
         host = record.spec.advertise or record.address
-        record.public, self.has_state = key.public, key.has_state
+        record.public, self.has_state, self.places = key.public, key.has_state, key.places
         record.control = str(Tcp(f"[{host}]" if ":" in host else host, key.control_port, key.public))
 
     def start(self, request: Start) -> None:
@@ -149,7 +152,9 @@ class Host:
 
     def is_running(self) -> bool:
         """Whether the node runs."""
-        return self._agent(self._request(Status), Running, "probe").alive
+        running = self._agent(self._request(Status), Running, "probe")
+        self.places = running.places if running.alive else None
+        return running.alive
 
     def describe(self, topics: list[str], limit: int) -> Described:
         """Ask the node about the cluster."""
@@ -176,7 +181,7 @@ class Host:
         return stopped.found
 
     def request_start(self, *, founders: list[str], founding: bool, has_past: bool, life: str,
-                      allowed: dict[str, str], seeds: dict[str, str]) -> Start:
+                      allowed: dict[str, str], seeds: dict[str, str], places: Places | None) -> Start:
         """Return the request that starts this host's node."""
         spec, cluster = self.record.spec, self.cluster
         return self._request(
@@ -184,9 +189,9 @@ class Host:
             life=life, bind=self.record.address,
             advertise=spec.advertise or self.record.address, control_port=port_of(self.record.control),
             allowed=allowed, seeds=seeds, bulk_encryption=cluster.provider.bulk_encryption,
-            shards=cluster.shards, replicas=cluster.replicas,
+            shards=cluster.shards, replicas=cluster.replicas, replace_after=cluster.replace_after,
             schedulers=cluster.schedulers, locality=cluster.locality, durability=cluster.durability,
-            retention=cluster.retention,
+            retention=cluster.retention, places=places,
             configuration=msgspec.json.encode(cluster).decode(), timeout_s=self._seconds("start"))
 
     def close(self) -> None:

@@ -29,7 +29,8 @@ SECONDS = {"connect": 15.0, "probe": 30.0, "sync": 600.0, "install": 900.0, "sta
            "healthy": 30.0, "stop": 30.0}
 """How long each phase may take on a host, where the cluster file says nothing else."""
 
-_SHARED = ("shards", "replicas", "schedulers", "durability", "retention", "locality", "keep_state")
+_SHARED = ("shards", "replicas", "schedulers", "durability", "retention", "locality", "keep_state",
+           "replace_after")
 _FILES = ("file_mounts", "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 _LOGIN = ("ssh_user", "ssh_private_key")
 _STATE_BYTES, _RUN_BYTES = 16 * config.MIB, 64 * config.MIB

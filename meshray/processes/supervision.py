@@ -43,7 +43,7 @@ class Supervisor:
     """The recent ends of a node's services, and the starts that are due."""
 
     def __init__(self, lasting: Collection[str] = ()) -> None:
-        self._lasting = frozenset(lasting)
+        self.lasting = frozenset(lasting)
         self._ends: deque[tuple[int, str]] = deque()
         self._due: dict[str, int] = {}
         self._started_ns: dict[str, int] = {}
@@ -56,18 +56,24 @@ class Supervisor:
             self._ends.popleft()
         before = sum(1 for _, name in self._ends if name == event.name)
         self._ends.append((now_ns, event.name))
-        if event.name in self._lasting:
+        if event.name in self.lasting:
             lived_ns = now_ns - self._started_ns.get(event.name, -SOUND_NS)
             short = self._short_lives.get(event.name, 0) + 1 if lived_ns < SOUND_NS else 0
             self._short_lives[event.name] = short
             self._due[event.name] = now_ns + min(PAUSE_MAX_NS, PAUSE_NS << min(short, 10))
             return []
-        ends = sum(name not in self._lasting for _, name in self._ends)
+        ends = sum(name not in self.lasting for _, name in self._ends)
         if ends > RESTARTS_MAX:
             return [Stop(f"{ends} services ended within {RESTART_WINDOW_NS // config.SECOND_NS} s, "
                          f"{event.name} the last: {event.reason}")]
         self._due[event.name] = now_ns + (PAUSE_NS << (before - 1) if before else 0)
         return self.tick(now_ns)
+
+    def forget(self, name: str) -> None:
+        """This service does not run here any more."""
+        self._due.pop(name, None)
+        self._started_ns.pop(name, None)
+        self._short_lives.pop(name, None)
 
     def tick(self, now_ns: int) -> list[Any]:
         """Start what is due."""
