@@ -99,7 +99,8 @@ class NodeKeys:
         names = {key: row.name for key, row in self.rows.items()} | {key: name for name, key in network.allowed.items()}
         revoked = {key for key, row in self.rows.items() if row.state != ALLOWED}
         return [Send(event.route, Way(
-            request.cookie, settings.cluster, settings.shards, settings.schedulers, network.seeds,
+            request.cookie, settings.cluster, self._node.gcs.shards, settings.schedulers,
+            {**network.seeds, **self._node.placement.bearers()},
             {f"{names[key]} {key[:8]}": key for key in allowed if key not in revoked}, network.bulk_encryption))]
 
     def describe(self) -> list[dict[str, Any]]:

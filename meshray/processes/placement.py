@@ -74,6 +74,13 @@ class Placement:
         return {service: endpoint for service, (name, endpoint) in self._row.services.items()
                 if kind_of(service) == SHARD and name not in self._missing}
 
+    def bearers(self) -> dict[str, str]:
+        """Return the nodes that carry something now and are there: name -> endpoint; none while nothing has moved."""
+        node = self._node
+        there = {node.settings.node_name: node.endpoint,
+                 **{node.name_of_node(each): endpoint for each, endpoint in node.peers.items()}}
+        return {name: there[name] for name in self._row.nodes & there.keys()} if self._version else {}
+
     def register_known(self, event: Received, now_ns: int) -> list[Any]:
         """A server says which acceptors it knows."""
         self._register = max(self._register, (event.message.change, event.message.acceptors))

@@ -128,26 +128,29 @@ def wipe(world: World) -> None:
 
 
 def replace_one(world: World) -> None:
-    """A node is lost for good, at a moment when the others have everything and can go on without it; another one, whose
-    disk is empty, takes its place."""
-    if world.replicas >= 3 and world.may_lose_a_disk():
-        world.replace(victim(world).name)
+    """A node is lost for good, when the others have everything and can go on without it; another one, whose disk is
+    empty, takes its place."""
+    _replace(world, 1)
 
 
 def replace_everybody(world: World) -> None:
     """Every server and master of the beginning is lost for good, one after the other, and replaced."""
+    _replace(world, len(world.servers) + len(world.masters))
+
+
+def _replace(world: World, count: int) -> None:
+    """Losses for good come after the other faults: with two more members dead before the loss is noticed, the chain may
+    have been left to the one that does not come back."""
     if world.replicas >= 3 and not world.replacing:
         first = [*world.servers, *world.masters]
         world.random.shuffle(first)
-        world.replacing = len(first)
-        _replace_next(world, first)
+        world.replacing = count
+        _replace_next(world, first[:count])
 
 
 def _replace_next(world: World, left: list[str]) -> None:
-    if world.may_lose_a_disk():
-        name = left.pop()
-        if name in world.servers or name in world.masters:
-            world.replace(name)
+    if world.is_calm and world.may_lose_a_disk():
+        world.replace(left.pop())
         world.replacing = len(left)
     if left:
         world.schedule.after(world.random.randrange(400 * MILLISECOND_NS), _replace_next, world, left)
@@ -226,6 +229,7 @@ FAULTS: dict[str, Callable[[World], None]] = {
 
 def calm_down(world: World) -> None:
     """Mend everything."""
+    world.is_calm = True
     world.network.weather = CALM
     world.network.join()
     world.new_chain = lambda shard: None

@@ -63,6 +63,8 @@ class World:
         """Told of each chain when the first server knows it."""
         self.away_ns: dict[str, int] = {}
         """How much later than usual these come back, once."""
+        self.is_calm = False
+        """Whether everything is mended."""
         self.replacing = 0
         """Losses for good that are still to come."""
         self._lost: set[str] = set()

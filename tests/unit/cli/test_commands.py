@@ -54,6 +54,17 @@ def test_version_and_help(meshray_command):
         assert "Example" in meshray_command(command, "--help").output
 
 
+def test_status_says_which_replicas_are_missing_and_being_made(node, meshray_command):
+    newest = {"epoch": 4, "members": ["shard-0-0", "shard-0-2"], "replicas": 3, "lost": ["shard-0-1 on beta"]}
+    node.rows = {**ROWS, "shards": [
+        {"shard": "shard-0-0", "role": "head", **newest}, {"shard": "shard-0-2", "role": "tail", **newest},
+        {"shard": "shard-0-3", "role": "joining", **newest, "epoch": 3, "members": []},
+        {"shard": "shard-1-0", "role": "alone", "epoch": 1, "members": ["shard-1-0"], "replicas": 1}]}
+    lines = meshray_command("status").output.splitlines()
+    assert "shard-0: 2 of 3 replicas; shard-0-3 is being filled; shard-0-1 on beta is lost" in lines
+    assert not any(line.startswith("shard-1:") for line in lines)
+
+
 def test_status(node, meshray_command):
     result = meshray_command("status")
     assert result.exit_code == 0, result.output

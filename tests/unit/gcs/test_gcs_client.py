@@ -289,3 +289,23 @@ def test_goodbye_is_said_to_the_shards_that_were_written_to() -> None:
     client.write([Op("kv", b"0")], 0)
     client.handle(Received(b">s0", Written(1, 1, [])), 0)
     assert len(sent(client.close(), CloseClient)) == 1
+
+
+def test_members_of_earlier_chains_are_asked_when_all_others_are_silent() -> None:
+    client = GcsClient("c", [Shard(1, [("a", "ipc://a"), ("b", "ipc://b")])])
+    client.write([Op("kv", b"a")], 0)
+    client.handle(Received(b">a", WrongEpoch(Shard(2, [("b", "ipc://b")]))), 0)
+    now_ns, effects = 0, []
+    for _ in range(4):
+        assert FollowShard(2) not in sent(effects, FollowShard)
+        now_ns += limits.RESEND_NS
+        effects = client.handle(Tick(), now_ns)
+        if Send(b">a", FollowShard(2)) in effects:
+            break
+    assert effects[-2:] == [Connect("a", "ipc://a"), Send(b">a", FollowShard(2))]
+    newest = Shard(5, [("c", "ipc://c")])
+    effects = client.handle(Received(b">a", WrongEpoch(newest)), now_ns)
+    assert client.shards == [newest]
+    assert Send(b">c", Write("c", 1, 5, [Op("kv", b"a")])) in effects
+    assert client.handle(Received(b">d", WrongEpoch(Shard(6, [("d", "ipc://d")]))), now_ns) == []
+    assert client.shards == [newest]

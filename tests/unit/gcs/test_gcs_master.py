@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from meshray.gcs import limits
 from meshray.gcs.log import KeepVote, Vote
 from meshray.gcs.master import Master
@@ -11,10 +13,12 @@ from meshray.gcs.register import Acceptor
 from meshray.machine import Received, Send, Tick
 from meshray.messages.chain import (
     Accept,
+    AskRegister,
     Chain,
     Configure,
     Place,
     Prepare,
+    RegisterKnown,
     ServerAlive,
     ServerDied,
     Wedge,
@@ -60,7 +64,8 @@ class Bench:
         for effect in effects:
             assert isinstance(effect, Send)
             if isinstance(effect.message, Prepare | Accept):
-                for answer in self.acceptors[effect.to.decode()].handle(master.encode(), effect.message):
+                acceptor = self.acceptors.get(effect.to.decode())
+                for answer in acceptor.handle(master.encode(), effect.message) if acceptor is not None else ():
                     if not isinstance(answer, KeepVote):
                         self.hear(master, effect.to, answer.message)
             else:
@@ -129,3 +134,40 @@ def test_a_chain_is_not_left_to_members_that_were_never_heard() -> None:
         bench.now_ns += limits.HEARTBEAT_NS
     assert chains[0] == Chain(2, returned[:1])
     assert bench.now_ns - begun_ns > limits.SUSPECT_NS + limits.RESTART_PATIENCE_NS
+
+
+def test_a_master_whose_acceptors_are_gone_asks_servers_for_those_that_are_there() -> None:
+    bench = Bench("m")
+    value = bench.acceptors["a"].vote.value
+    assert value is not None
+    later = msgspec.structs.replace(value, change=value.change + 6, acceptors=("d", "e", "f"))
+    bench.acceptors = {name: Acceptor(name, Vote((1, "x"), (1, "x"), later, True)) for name in "def"}
+    late = bench.masters["n"] = bench.master("n")
+    bench.tick("n")
+    assert late.configuration is None and late.deadline_ns() > bench.now_ns
+    bench.says(A, "member", value.chains[0], to="n")
+    assert not bench.take(AskRegister), "they may just be slow"
+    bench.now_ns += limits.SUSPECT_NS + 1
+    bench.says(A, "member", value.chains[0], to="n")
+    assert bench.take(AskRegister) == [AskRegister()]
+    bench.hear("n", b"a", RegisterKnown(later.change, later.acceptors))
+    bench.tick("n")
+    assert late.configuration == later
+
+
+def test_any_master_exchanges_a_lost_acceptor_after_a_while() -> None:
+    bench = Bench("m")
+    master = bench.masters["m"]
+    master._rank = 1
+    spare = Place("d", "ipc://d", "4-4-x")
+    bench.acceptors["d"] = Acceptor("d", Vote())
+    begun_ns = bench.now_ns
+    while master.configuration is not None and "d" not in master.configuration.acceptors:
+        bench.now_ns += limits.HEARTBEAT_NS
+        assert bench.now_ns - begun_ns < 4 * limits.ACCEPTOR_SILENT_NS
+        chain = master.configuration.chains[0]
+        for place in (A, B, spare):
+            bench.says(place, "member" if place in chain.places else "idle", chain)
+        bench.tick("m")
+    assert bench.now_ns - begun_ns > 2 * limits.ACCEPTOR_SILENT_NS, "the first master goes first"
+    assert master.configuration is not None and set(master.configuration.acceptors) == {"a", "b", "d"}
