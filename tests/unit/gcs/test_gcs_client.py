@@ -297,7 +297,7 @@ def test_members_of_earlier_chains_are_asked_when_all_others_are_silent() -> Non
     client.handle(Received(b">a", WrongEpoch(Shard(2, [("b", "ipc://b")]))), 0)
     now_ns, effects = 0, []
     for _ in range(4):
-        assert FollowShard(2) not in sent(effects, FollowShard)
+        assert Send(b">a", FollowShard(2)) not in effects
         now_ns += limits.RESEND_NS
         effects = client.handle(Tick(), now_ns)
         if Send(b">a", FollowShard(2)) in effects:
