@@ -193,8 +193,8 @@ class Peers:
         """Open a dialog with ``name`` at ``endpoint`` and return its route. Connecting twice is a no-op."""
         route = OUT + name.encode()
         known = self._connected.get(route)
-        # It was here before us, and is gone. To disconnect from our own endpoint would be to listen there no more.
-        if known == endpoint or endpoint == self.endpoint:
+        # Another name at our endpoint was there before us and is gone: to disconnect from it is to listen no more.
+        if known == endpoint or (endpoint == self.endpoint and name != self.name):
             return route
         if known is not None:
             self.disconnect(name)

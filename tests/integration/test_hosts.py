@@ -100,8 +100,9 @@ def test_each_host_has_files_of_its_own(pair):
 def test_hosts_share_the_code_and_cannot_write_it(pair):
     assert "hosts of one machine" in output_of(pair, 0, sys.executable, "-c",
                                                "import meshray; print('hosts of one machine')")
-    checkout = Path(__file__).parents[2]
-    assert "Read-only" in output_of(pair, 0, "touch", str(checkout / "it")) or not str(checkout).startswith("/tmp")
+    for code in (Path(__file__).parents[2], Path(sys.prefix)):
+        if str(code).startswith("/tmp/"):  # what the host has for itself would hide it
+            assert "Read-only" in output_of(pair, 0, "touch", str(code / "it"))
 
 
 def test_a_socket_s_path_leads_nowhere_on_another_host(pair):

@@ -77,6 +77,13 @@ def test_who_was_at_our_endpoint_before_us_is_gone(peers):
     assert take(later) == [b"a", b"do you listen?"]
 
 
+def test_a_process_may_talk_to_itself(peers):
+    alone = peers("a")
+    route = alone.connect("a", alone.endpoint)
+    assert alone.send(route, b"an actor calls itself")
+    assert take(alone) == [b"a", b"an actor calls itself"]
+
+
 def test_waiting_says_which_descriptors_are_readable(peers):
     sender, receiver = peers("a"), peers("b")
     pipes = [os.pipe() for _ in range(2)]
