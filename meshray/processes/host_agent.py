@@ -12,7 +12,6 @@ ends.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -52,6 +51,7 @@ from meshray.processes.host_plan import (
 )
 from meshray.processes.launch import Launch, node_resources
 from meshray.processes.local_cluster import stop_cluster
+from meshray.processes.locked_files import locked
 from meshray.processes.process_identity import Process, end, identify
 from meshray.processes.replacement import placed
 from meshray.processes.scheduler_places import scheduler_places
@@ -294,12 +294,8 @@ def processes_in(run_dir: str) -> list[Process]:
 def alone(request: NodeRequest) -> Iterator[None]:
     """Wait until no other agent works on this cluster here, and keep others out meanwhile."""
     path = os.path.join(run_dirs.open_root(), f".agent-{request.cluster}")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with locked(path, variable=run_dirs.ROOT_VARIABLE):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def interrupt_with_input() -> None:

@@ -1,6 +1,6 @@
-"""A lock on a directory, and in words what a file system refuses.
+"""Locks between processes, and in words what a file system refuses.
 
-*Shell (files).* Used by ``run_dirs``; imports nothing slow.
+*Shell (files).* Used by ``run_dirs`` and the host agent; imports nothing slow.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ from contextlib import contextmanager
 
 from meshray.errors import ClusterStartError
 
-_LOCK = ".lock"
-
 
 @contextmanager
-def locked(directory: str, *, variable: str) -> Iterator[None]:
-    """Keep all others out who lock this directory. ``variable``: see ``explained``."""
-    path = os.path.join(directory, _LOCK)
+def locked(path: str, *, variable: str) -> Iterator[None]:
+    """Make a file, wait until nobody else has locked it, keep others out. ``variable``: see ``explained``."""
     with explained(path, variable=variable):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

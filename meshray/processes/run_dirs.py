@@ -39,7 +39,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _SOCKET_PATH_BYTES_MAX = 107
 _PROCESS_NAME_BYTES_MAX = 32
 _NODE_FILE, _CLUSTER_FILE, _LAUNCHER_FILE = "node.json", "cluster.json", "launcher.json"
-_CURRENT, _GONE = "current", ".gone-"
+_CURRENT, _LOCK, _GONE = "current", ".lock", ".gone-"
 
 _explained = partial(explained, variable=ROOT_VARIABLE)
 _locked = partial(locked, variable=ROOT_VARIABLE)
@@ -133,7 +133,7 @@ def create(cluster: str, nodes: list[str]) -> dict[str, str]:
     if state == os.path.realpath(root) or f"{state}/".startswith(f"{os.path.realpath(top)}/"):
         raise ClusterStartError(f"state directory {state} lies where run directory {top} goes with its cluster: set "
                                 f"{state_dirs.STATE_VARIABLE} to another place")
-    with _locked(root):
+    with _locked(os.path.join(root, _LOCK)):
         if os.path.lexists(top):
             if not _is_cluster(top):
                 raise ClusterStartError(f"{top} is there already, and not of a cluster: choose another cluster_name, "
@@ -174,7 +174,7 @@ def add_node(cluster: str, node: str) -> str:
     """Make the run directory of one more node of a cluster that runs; return its path. Raise ClusterStartError."""
     path = node_dir(cluster, node)
     _check_lengths(cluster_dir(cluster), [path])
-    with _locked(run_root()), _explained(path):
+    with _locked(os.path.join(run_root(), _LOCK)), _explained(path):
         _make_node(path)
     return path
 
@@ -358,7 +358,7 @@ def sweep() -> list[str]:
     sockets and arenas go.
     """
     root = open_root()
-    with _locked(root):
+    with _locked(os.path.join(root, _LOCK)):
         dead = [cluster for cluster in clusters() if not is_cluster_alive(cluster)]
         for cluster in dead:
             if read_cluster_file(cluster) is None:

@@ -137,10 +137,10 @@ class Bulk:
     def _run(self, opened: SimpleQueue[BulkSockets | BaseException]) -> None:
         try:
             sockets = self._open_sockets()
-        except BaseException as error:
+            sockets.watch_fd(self._wake_fd)
+        except BaseException as error:  # raised again by ``start``, which waits for one or the other
             opened.put(error)
             return
-        sockets.watch_fd(self._wake_fd)
         opened.put(sockets)
         try:
             self._serve_and_take(sockets)
